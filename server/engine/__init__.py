@@ -1,0 +1,25 @@
+"""Continuous batching over one model: sequences, KV blocks, expert slots, steps. Knows no HTTP, no metrics, no settings."""
+
+from server.engine.engine import Engine, EngineConfig, Session
+from server.engine.types import (
+    Branches,
+    EngineObserver,
+    IndicatorLogits,
+    PoolEvent,
+    StepStats,
+    Token,
+)
+from server.model.sampling import Sampling
+
+__all__ = [
+    "Branches",
+    "Engine",
+    "EngineConfig",
+    "EngineObserver",
+    "IndicatorLogits",
+    "PoolEvent",
+    "Sampling",
+    "Session",
+    "StepStats",
+    "Token",
+]

@@ -1,0 +1,399 @@
+"""The one thread that owns the model's state. Knows sessions, sequences and steps; nothing of text, HTTP or metrics.
+
+Coroutines on an event loop hold *sessions*; everything a session does is posted to the engine thread as a command and
+answered on the loop the session was opened from. Between commands the thread plans a step, runs it, and deals out what
+came of it.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import structlog
+import torch
+from safetensors import SafetensorError
+
+from expert_store import ExpertVersion, StoreError
+from server.engine.expert_pool import ExpertPool
+from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Waking
+from server.engine.kv_cache import BlockPool
+from server.engine.runner import Runner
+from server.engine.scheduler import StepPlan, plan_step
+from server.engine.session_state import SessionState
+from server.engine.types import Branches, EngineObserver, IndicatorLogits, StepStats, Token
+from server.errors import EngineStopped, NotSelfSelecting, PromptTooLong, RequestTooLarge
+from server.model.base import Base
+from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, IndicatorTokens, Prompt
+from server.model.sampling import Sampling, sample
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Sizes. `step_tokens` bounds one step's work; a slot is `slot_rank` rank-1 terms in every adapted layer."""
+
+    kv_memory_bytes: int
+    step_tokens: int = 512
+    block_tokens: int = 16
+    num_slots: int = 64
+    slot_rank: int = 8
+    max_sessions: int = 64
+
+
+class Engine:
+    """Serves sessions with one model. Takes over `base.model`, which must not be run elsewhere afterwards."""
+
+    def __init__(self, base: Base, chat: ChatFormat, config: EngineConfig, observer: EngineObserver) -> None:
+        self._chat = chat
+        self._config = config
+        self._observer = observer
+        self._max_context = base.max_context
+        self._stop_tokens = base.stop_tokens
+        self._device = base.device
+        self._runner = Runner(
+            base,
+            kv_memory_bytes=config.kv_memory_bytes,
+            block_tokens=config.block_tokens,
+            num_rows=config.num_slots * config.slot_rank,
+        )
+        self.blocks = BlockPool(num_blocks=self._runner.kv.num_blocks, block_tokens=config.block_tokens)
+        self.pool = ExpertPool(
+            self._runner.arenas,
+            num_slots=config.num_slots,
+            slot_rank=config.slot_rank,
+            on_ready=self._wake,
+            on_event=observer.on_pool_event,
+        )
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._awake = threading.Condition()
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._waiting: deque[SessionState] = deque()
+        self._active: list[SessionState] = []
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after its current step; open sessions fail with EngineStopped."""
+        self._stopping = True
+        self._wake()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and self._failure is None
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        return self.blocks.num_blocks * self.blocks.block_tokens
+
+    async def open(self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None) -> "Session":
+        """Waits, first come first served, until the request's KV memory is reserved.
+
+        Raises PromptTooLong, RequestTooLarge or EngineStopped.
+        """
+        if len(prompt.tokens) + max_new_tokens > self._max_context:
+            raise PromptTooLong(
+                prompt_tokens=len(prompt.tokens), max_new_tokens=max_new_tokens, limit=self._max_context
+            )
+        state = SessionState(
+            prompt=prompt,
+            num_blocks=self._blocks_needed(prompt, max_new_tokens, branches or Branches()),
+            loop=asyncio.get_running_loop(),
+        )
+        if state.num_blocks > self.blocks.num_blocks:
+            raise RequestTooLarge.blocks(
+                needed=state.num_blocks, total=self.blocks.num_blocks, block_tokens=self.blocks.block_tokens
+            )
+        session = Session(self, state)
+        self._post(lambda: self._waiting.append(state))
+        try:
+            await state.admitted
+        except asyncio.CancelledError:
+            session.close()
+            raise
+        return session
+
+    async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float:
+        """The largest change the expert makes to a logit at the end of the prompt; NaN if its logits are not finite."""
+        async with await self.open(prompt, max_new_tokens=1, branches=Branches(plain=2)) as session:
+            base, changed = await session.logits(None), await session.logits(expert)
+        return float((changed - base).abs().max())
+
+    def check_integrity(self) -> None:
+        """Asserts that nothing leaks. Only for a stopped engine or one without sessions."""
+        self.blocks.check_integrity([lane.sequence.table for state in self._active for lane in state.lanes()])
+        if not self._active:
+            self.pool.check_idle()
+
+    # Commands from sessions; each runs on the engine thread.
+
+    def _post(self, command: Callable[[], None]) -> None:
+        if not self.alive:
+            raise EngineStopped("the engine is not running: restart the server and see its log for the cause")
+        self._inbox.append(command)
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._awake:
+            self._awake.notify()
+
+    def submit(self, state: SessionState, job: Job) -> None:
+        """Gives a session something to do."""
+        self._post(lambda: state.jobs.append(job))
+
+    def drop(self, state: SessionState, experts: Seq[ExpertVersion]) -> None:
+        """Closes the lanes of these experts, where they are open."""
+        digests = [expert.digest for expert in experts]
+        self._post(lambda: self._drop(state, digests))
+
+    def _drop(self, state: SessionState, digests: list[str]) -> None:
+        for digest in digests:
+            if digest in state.asked:
+                state.drop(state.asked[digest], self.blocks, self.pool)
+
+    def indicator_tokens(self, expert: ExpertVersion) -> IndicatorTokens:
+        """Raises NotSelfSelecting for an expert without indicators."""
+        if expert.manifest.indicators is None:
+            raise NotSelfSelecting(expert.name)
+        return self._chat.indicator_tokens(expert.manifest.indicators)
+
+    def new_generation(self, prompt: Prompt, expert: ExpertVersion | None, sampling: Sampling) -> GenerateJob:
+        """A generation that has not begun. Raises InvocationMissing or RequestTooLarge."""
+        if expert is not None:
+            self.pool.check_fits([expert])
+        return GenerateJob(
+            waking=None if expert is None else Waking.of(expert, prompt),
+            accept=self.indicator_tokens(expert).accept if expert is not None and expert.self_selecting else (),
+            sampling=sampling,
+            stop_tokens=self._stop_tokens,
+            generator=sampling.new_generator(self._device),
+        )
+
+    def close(self, state: SessionState) -> None:
+        """Frees everything a session holds before the next step."""
+        if self.alive:
+            self._post(lambda: self._close(state))
+
+    def _close(self, state: SessionState) -> None:
+        if state in self._waiting:
+            self._waiting.remove(state)
+        if state in self._active:
+            self._active.remove(state)
+            state.release(self.blocks, self.pool)
+
+    # The engine thread.
+
+    def _main(self) -> None:
+        try:
+            with torch.inference_mode():
+                while not self._stopping:
+                    self._turn()
+        except Exception as error:
+            self._failure = error
+            log.exception("engine_failed")
+        finally:
+            self._fail_everything()
+            self.pool.close()
+
+    def _turn(self) -> None:
+        """Commands, admissions, preparations, one step; or sleep until something happens."""
+        while self._inbox:
+            self._inbox.popleft()()
+        self._admit()
+        self._prepare()
+        plan = plan_step(
+            (lane.sequence for state in self._active for lane in state.lanes()),
+            budget=self._config.step_tokens,
+        )
+        if plan.segments:
+            self._step(plan)
+            return
+        with self._awake:
+            if not self._inbox and not self._stopping:
+                self._awake.wait(timeout=0.05 if self._active else None)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._active) < self._config.max_sessions:
+            state = self._waiting[0]
+            reservation = self.blocks.try_reserve(state.num_blocks)
+            if reservation is None:
+                return
+            self._waiting.popleft()
+            state.admit(reservation)
+            self._active.append(state)
+
+    def _prepare(self) -> None:
+        """Lets every session's first job take what it needs; only the longest-waiting one may evict experts."""
+        may_evict = True
+        for state in self._active:
+            if state.jobs:
+                may_evict &= self._prepare_first_job(state, may_evict=may_evict)
+
+    def _prepare_first_job(self, state: SessionState, *, may_evict: bool) -> bool:
+        job = state.jobs[0]
+        try:
+            return bool(job.prepare(state, self._resources(may_evict=may_evict)))
+        except (
+            StoreError,
+            OSError,
+            SafetensorError,
+        ) as error:  # the expert's files; nobody else is concerned
+            state.jobs.popleft()
+            job.fail(state, error)
+            return True
+
+    def _resources(self, *, may_evict: bool = False) -> Resources:
+        return Resources(self._runner, self.blocks, self.pool, may_evict)
+
+    def _step(self, plan: StepPlan) -> None:
+        started = time.perf_counter()
+        for segment in plan.segments:
+            self.blocks.grow(segment.sequence.table, segment.end)
+        logits = self._runner.run(plan)
+        for segment in plan.segments:
+            segment.sequence.computed = segment.end
+        self._count(plan)
+        wanting = [segment.sequence for segment in plan.segments if segment.wants_logits]
+        self._deal_out({id(sequence): row for row, sequence in enumerate(wanting)}, logits)
+        self._observer.on_step(self._stats(plan, time.perf_counter() - started))
+
+    def _count(self, plan: StepPlan) -> None:
+        computed = {id(s.sequence): 0 for s in plan.segments}
+        for segment in plan.segments:
+            computed[id(segment.sequence)] += segment.end - segment.start
+        for state in self._active:
+            state.computed_tokens += sum(computed.get(id(lane.sequence), 0) for lane in state.lanes())
+
+    def _deal_out(self, rows: dict[int, int], logits_WV: torch.Tensor) -> None:
+        """Hands logits to the jobs that wait for them (rows[id(sequence)] is the row); samples generations together."""
+        resources = self._resources()
+        generating: list[tuple[SessionState, GenerateJob, int]] = []
+        for state in self._active:
+            job: Job | None = state.jobs[0] if state.jobs else None
+            if isinstance(job, GenerateJob):
+                row = rows.get(id(job.lane.sequence)) if job.lane is not None else None
+                if row is not None:
+                    generating.append((state, job, row))
+            elif job is not None:
+                job.take(state, rows, logits_WV, resources)
+        if generating:
+            sample_rows = [job.sample_row(state.prompt) for state, job, _ in generating]
+            tokens = sample(logits_WV[[row for *_, row in generating]], sample_rows)
+            for (state, job, _), token in zip(generating, tokens, strict=True):
+                job.append(state, token, resources)
+
+    def _stats(self, plan: StepPlan, seconds: float) -> StepStats:
+        return StepStats(
+            seconds=seconds,
+            tokens=plan.num_tokens,
+            sequences=len({id(segment.sequence) for segment in plan.segments}),
+            experts=len({segment.rows for segment in plan.segments if segment.rows is not None}),
+            waiting_sessions=len(self._waiting),
+            active_sessions=len(self._active),
+            kv_blocks_used=self.blocks.num_used,
+            kv_blocks_total=self.blocks.num_blocks,
+            slots_used=self.pool.num_used,
+            slots_total=self.pool.num_slots,
+        )
+
+    def _fail_everything(self) -> None:
+        error = EngineStopped("the engine has stopped: restart the server and see its log for the cause")
+        while self._inbox:
+            self._inbox.popleft()()
+        for state in [*self._waiting, *self._active]:
+            state.fail(error)
+            state.release(self.blocks, self.pool)
+        self._waiting.clear()
+        self._active.clear()
+
+    def _blocks_needed(self, prompt: Prompt, max_new_tokens: int, branches: Branches) -> int:
+        """The most blocks a request can hold: the prompt, its probes, and the answer of whichever sequence wins."""
+        suffix = len(prompt.tokens) - prompt.body_length + MAX_INDICATOR_TOKENS
+        answer = self.blocks.blocks_for(suffix + max_new_tokens) + 1
+        activated = branches.activated * (self.blocks.blocks_for(suffix) + 1)
+        plain = branches.plain * self.blocks.blocks_for(len(prompt.tokens) + MAX_INDICATOR_TOKENS)
+        return self.blocks.blocks_for(len(prompt.tokens)) + answer + activated + plain
+
+
+class Session:
+    """One request's hold on the engine. Use as an async context manager: leaving it frees everything."""
+
+    def __init__(self, engine: Engine, state: SessionState) -> None:
+        self._engine = engine
+        self._state = state
+
+    @property
+    def prompt(self) -> Prompt:
+        return self._state.prompt
+
+    @property
+    def queue_seconds(self) -> float:
+        """Time from opening to admission."""
+        return self._state.queue_seconds
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens run through the model for this request so far."""
+        return self._state.computed_tokens
+
+    async def score(self, experts: Seq[ExpertVersion]) -> list[IndicatorLogits]:
+        """Asks self-selecting experts, all in one batch; their sequences are kept until dropped.
+
+        Raises InvocationMissing, RequestTooLarge, EngineStopped, or what reading an expert's files raised.
+        """
+        self._engine.pool.check_fits(experts)
+        probes = [(Waking.of(expert, self.prompt), self._engine.indicator_tokens(expert)) for expert in experts]
+        job = ProbeJob(self._future(), probes)
+        self._engine.submit(self._state, job)
+        return await job.future
+
+    async def logits(self, expert: ExpertVersion | None) -> torch.Tensor:
+        """[V] fp32 logits at the end of the prompt, with no indicator behind it."""
+        waking = None if expert is None else Waking.of(expert, self.prompt)
+        job = LogitsJob(self._future(), waking)
+        self._engine.submit(self._state, job)
+        return await job.future
+
+    def drop(self, experts: Seq[ExpertVersion]) -> None:
+        """Gives up held probes."""
+        self._engine.drop(self._state, experts)
+
+    async def generate(self, expert: ExpertVersion | None, sampling: Sampling) -> AsyncGenerator[Token]:
+        """Tokens of the answer. A self-selecting expert's accept string is put before them and not among them.
+
+        Continues from the expert's held probe where there is one; other probes are dropped. Raises InvocationMissing,
+        RequestTooLarge, EngineStopped, or what reading the expert's files raised.
+        """
+        job = self._engine.new_generation(self.prompt, expert, sampling)
+        self._engine.submit(self._state, job)
+        while True:
+            token = await job.next_token()
+            yield token
+            if token.finish_reason is not None:
+                return
+
+    def _future(self) -> "asyncio.Future[Any]":
+        return self._state.loop.create_future()
+
+    def close(self) -> None:
+        """Frees everything within one step. Safe to call twice, and while something is awaited."""
+        self._engine.close(self._state)
+
+    async def __aenter__(self) -> "Session":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

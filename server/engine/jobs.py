@@ -1,0 +1,220 @@
+"""What a session can ask of the engine: indicator logits, plain logits, a generation. Knows no scheduling and no text.
+
+A job first *prepares*: it pins its experts, waits for the shared prompt, and opens its lanes. The step loop then brings
+the lanes to their last token, and the job takes the logits it waited for.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence as Seq
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from expert_store import ExpertVersion
+from server.engine.expert_pool import ExpertPool
+from server.engine.kv_cache import BlockPool
+from server.engine.runner import Runner
+from server.engine.session_state import Lane, SessionState
+from server.engine.types import FinishReason, IndicatorLogits, Token
+from server.errors import InvocationMissing
+from server.model.chat import IndicatorTokens, Prompt, activation_start
+from server.model.lora import Rows
+from server.model.sampling import SampleRow, Sampling
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What jobs draw on. `may_evict`: this job is the first in line for expert slots."""
+
+    runner: Runner
+    blocks: BlockPool
+    pool: ExpertPool
+    may_evict: bool
+
+
+@dataclass(frozen=True)
+class Waking:
+    """An expert and the token of the prompt it wakes up at (0: it is a plain LoRA)."""
+
+    expert: ExpertVersion
+    start: int
+
+    @classmethod
+    def of(cls, expert: ExpertVersion, prompt: Prompt) -> "Waking":
+        """Raises InvocationMissing."""
+        if expert.invocation_tokens is None:
+            return cls(expert, 0)
+        start = activation_start(prompt.tokens, expert.invocation_tokens)
+        if start is None:
+            raise InvocationMissing(expert.ref)
+        return cls(expert, start)
+
+
+def open_expert_lane(
+    state: SessionState, waking: Waking, rows: Rows, tail: tuple[int, ...], resources: Resources
+) -> Lane:
+    """Opens the lane of a pinned expert over prompt and tail, on the base lane's computed prompt where it can."""
+    tokens = [*state.prompt.tokens, *tail]
+    if waking.start == 0 or state.base is None:
+        return state.open_lane(waking.expert, rows, waking.start, tokens)
+    lane, copied = state.fork_base(waking.expert, rows, waking.start, tokens, resources.blocks)
+    if copied is not None:
+        resources.runner.kv.copy_block(*copied)
+    return lane
+
+
+def base_is_computed(state: SessionState) -> bool:
+    """Opens the base lane over the prompt's body if there is none; True once all of it is computed."""
+    if state.base is None:
+        state.open_base(state.prompt.tokens[: state.prompt.body_length], wants_logits=False)
+        return False
+    return state.base.sequence.num_pending == 0
+
+
+@dataclass(eq=False)
+class ProbeJob:
+    """Indicator logits of several experts; their lanes stay open."""
+
+    future: "asyncio.Future[list[IndicatorLogits]]"
+    probes: Seq[tuple[Waking, IndicatorTokens]]
+    _lanes: list[Lane] = field(default_factory=list)
+    _results: dict[str, IndicatorLogits] = field(default_factory=dict)
+
+    def prepare(self, state: SessionState, resources: Resources) -> bool:
+        """Opens the lanes; False while it waits for expert slots."""
+        if self._lanes:
+            return True
+        experts = [waking.expert for waking, _ in self.probes]
+        if any(waking.start for waking, _ in self.probes) and not base_is_computed(state):
+            resources.pool.prefetch(experts)
+            return True
+        pinned = resources.pool.try_pin(experts, may_evict=resources.may_evict)
+        if pinned is None:
+            return False
+        for (waking, indicators), rows in zip(self.probes, pinned, strict=True):
+            self._lanes.append(open_expert_lane(state, waking, rows, indicators.shared, resources))
+        return True
+
+    def take(self, state: SessionState, rows: Mapping[int, int], logits_WV: Tensor, _: Resources) -> None:
+        """Reads the indicator logits of lanes that have come to their end; answers when all have."""
+        for lane, (waking, indicators) in zip(self._lanes, self.probes, strict=False):
+            row = rows.get(id(lane.sequence))
+            if row is not None:
+                pair = logits_WV[row, [indicators.accept_token, indicators.reject_token]].tolist()
+                self._results[waking.expert.digest] = IndicatorLogits(accept=pair[0], reject=pair[1])
+        if len(self._results) == len(self.probes):
+            state.jobs.popleft()
+            state.resolve(self.future, [self._results[waking.expert.digest] for waking, _ in self.probes])
+
+    def fail(self, state: SessionState, error: Exception) -> None:
+        state.reject(self.future, error)
+
+
+@dataclass(eq=False)
+class LogitsJob:
+    """All logits at the end of the prompt, through one expert or the base; nothing stays open."""
+
+    future: "asyncio.Future[Tensor]"
+    waking: Waking | None
+    _lane: Lane | None = None
+
+    def prepare(self, state: SessionState, resources: Resources) -> bool:
+        """Opens the lane; False while it waits for an expert slot."""
+        if self._lane is not None:
+            return True
+        if self.waking is None:
+            self._lane = state.open_base(state.prompt.tokens, wants_logits=True)
+            return True
+        pinned = resources.pool.try_pin([self.waking.expert], may_evict=resources.may_evict)
+        if pinned is None:
+            return False
+        self._lane = state.open_lane(self.waking.expert, pinned[0], self.waking.start, list(state.prompt.tokens))
+        return True
+
+    def take(self, state: SessionState, rows: Mapping[int, int], logits_WV: Tensor, resources: Resources) -> None:
+        """Answers once the lane has come to its end."""
+        row = rows.get(id(self._lane.sequence)) if self._lane is not None else None
+        if row is not None and self._lane is not None:
+            state.jobs.popleft()
+            state.resolve(self.future, logits_WV[row].float().cpu())
+            state.drop(self._lane, resources.blocks, resources.pool)
+
+    def fail(self, state: SessionState, error: Exception) -> None:
+        state.reject(self.future, error)
+
+
+@dataclass(eq=False)
+class GenerateJob:
+    """The tokens of an answer, one a step."""
+
+    waking: Waking | None
+    accept: tuple[int, ...]  # the accept string, put before the answer; empty for the base and for plain experts
+    sampling: Sampling
+    stop_tokens: frozenset[int]
+    generator: torch.Generator
+    _tokens: "asyncio.Queue[Token | Exception]" = field(default_factory=asyncio.Queue)
+    _new: list[int] = field(default_factory=list)
+    lane: Lane | None = None
+
+    async def next_token(self) -> Token:
+        """Waits on the event loop; raises what ended the generation before its time."""
+        item = await self._tokens.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def prepare(self, state: SessionState, resources: Resources) -> bool:
+        """Opens or takes over a lane and drops all others; False while it waits for an expert slot."""
+        if self.lane is not None:
+            return True
+        self.lane = self._base_lane(state) if self.waking is None else self._expert_lane(state, self.waking, resources)
+        if self.lane is None:
+            return False
+        for other in [lane for lane in state.lanes() if lane is not self.lane]:
+            state.drop(other, resources.blocks, resources.pool)
+        return True
+
+    def sample_row(self, prompt: Prompt) -> SampleRow:
+        early = len(self._new) < self.sampling.min_new_tokens
+        return SampleRow(
+            sampling=self.sampling,
+            prompt_tokens=prompt.tokens,
+            new_tokens=self._new,
+            forbidden=sorted(self.stop_tokens) if early or self.sampling.ignore_eos else (),
+            generator=self.generator,
+        )
+
+    def append(self, state: SessionState, token: int, resources: Resources) -> None:
+        """Takes the sampled token, delivers it, and ends the job where it was the last."""
+        assert self.lane is not None, "a token came for a generation that has not begun. This is a bug."
+        self._new.append(token)
+        reason = self._finish_reason(token)
+        state.call(lambda: self._tokens.put_nowait(Token(token, reason)))
+        if reason is None:
+            self.lane.sequence.tokens.append(token)
+        else:
+            state.jobs.popleft()
+            state.drop(self.lane, resources.blocks, resources.pool)
+
+    def fail(self, state: SessionState, error: Exception) -> None:
+        state.call(lambda: self._tokens.put_nowait(error))
+
+    def _finish_reason(self, token: int) -> FinishReason | None:
+        if token in self.stop_tokens and not self.sampling.ignore_eos:
+            return "stop"
+        return "length" if len(self._new) >= self.sampling.max_new_tokens else None
+
+    def _base_lane(self, state: SessionState) -> Lane:
+        return state.open_base(state.prompt.tokens, wants_logits=True)
+
+    def _expert_lane(self, state: SessionState, waking: Waking, resources: Resources) -> Lane | None:
+        held = state.asked.get(waking.expert.digest)
+        if held is not None:
+            held.sequence.tokens = [*state.prompt.tokens, *self.accept]
+            return held
+        pinned = resources.pool.try_pin([waking.expert], may_evict=resources.may_evict)
+        return None if pinned is None else open_expert_lane(state, waking, pinned[0], self.accept, resources)
+
+
+Job = ProbeJob | LogitsJob | GenerateJob

@@ -1,0 +1,126 @@
+"""Turns a step plan into tensors and runs the model once. Knows the model and the cache; nothing of sessions or sampling."""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from server.engine.scheduler import Segment, StepPlan
+from server.errors import BaseModelError
+from server.model.attention import IMPLEMENTATION, KVGeometry, PagedKV, SegmentSpan, plan_attention
+from server.model.base import Base
+from server.model.lora import LoraArenas, Rows, plan_rows
+
+_CHECK_TOKENS = 24
+# Root mean square difference to transformers' own logits, relative to their spread, that rounding can explain; an
+# architecture that computes something else is off by about 1.
+_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+
+
+class Runner:
+    """Owns the model's weights, arenas and cache tensors. Takes over the model: its attention and linear layers are
+    exchanged in place, after which it only runs here."""
+
+    def __init__(self, base: Base, *, kv_memory_bytes: int, block_tokens: int, num_rows: int) -> None:
+        self._model = base.model
+        self._device = base.device
+        self._dtype = base.dtype
+        tokens = _check_sequence(base)
+        with torch.inference_mode():
+            expected, geometry = _reference_run(base, tokens)
+        num_blocks = max(1, kv_memory_bytes // (geometry.bytes_per_token(base.dtype) * block_tokens))
+        self.kv = PagedKV(
+            geometry=geometry,
+            num_blocks=num_blocks,
+            block_tokens=block_tokens,
+            dtype=base.dtype,
+            device=base.device,
+        )
+        self._model.set_attn_implementation(IMPLEMENTATION)
+        self.arenas = LoraArenas(base.model, linears=base.spec.linears, num_rows=num_rows)
+        with torch.inference_mode():
+            self._check(base, tokens, expected)
+
+    def run(self, plan: StepPlan) -> Tensor:
+        """One forward pass; [W, V] logits of the segments that want them, in plan order."""
+        spans, tokens, positions, rows_T, wanted = _lay_out(plan.segments)
+        return self._forward(spans, tokens, positions, rows_T, wanted)
+
+    def _forward(
+        self,
+        spans: list[SegmentSpan],
+        tokens: list[int],
+        positions: list[int],
+        rows_T: list[Rows | None],
+        wanted: list[int],
+    ) -> Tensor:
+        self.arenas.switch.plan = plan_rows(rows_T, dtype=self._dtype, device=self._device)
+        inputs = {
+            "input_ids": torch.tensor([tokens], device=self._device),
+            "position_ids": torch.tensor([positions], device=self._device),
+            "use_cache": False,
+            "attention_plan": plan_attention(spans, self.kv),
+        }
+        if not wanted:
+            self._model.base_model(**inputs)
+            return torch.empty(0, 0)
+        logits: Tensor = self._model(**inputs, logits_to_keep=torch.tensor(wanted, device=self._device)).logits
+        return logits[0]
+
+    def _check(self, base: Base, tokens: list[int], expected: Tensor) -> None:
+        """Raises BaseModelError unless this architecture computes here what it computes in transformers."""
+        half = len(tokens) // 2
+        blocks = list(range(-(-len(tokens) // self.kv.block_tokens)))
+        if len(blocks) > self.kv.num_blocks:
+            raise BaseModelError(
+                f"the KV cache holds {self.kv.num_blocks} blocks: start the server with more --kv-memory"
+            )
+        for start, end in ((0, half), (half, len(tokens))):
+            spans = [SegmentSpan(0, end - start, start, blocks)]
+            count = end - start
+            logits = self._forward(spans, tokens[start:end], list(range(start, end)), [None] * count, [count - 1])
+        error = float((logits[0].float() - expected).square().mean().sqrt() / expected.std())
+        if not error < _CHECK_TOLERANCE[base.dtype]:
+            raise BaseModelError(
+                f"{base.source}: architecture {base.model.config.model_type!r} does not compute the same logits here as in "
+                f"transformers (relative difference {error:.2g}), so it cannot be served"
+            )
+
+
+def _lay_out(
+    segments: list[Segment],
+) -> tuple[list[SegmentSpan], list[int], list[int], list[Rows | None], list[int]]:
+    """Spans, token ids, positions, arena rows of each step token, and the step tokens whose logits are wanted."""
+    spans: list[SegmentSpan] = []
+    tokens: list[int] = []
+    positions: list[int] = []
+    rows_T: list[Rows | None] = []
+    wanted: list[int] = []
+    for segment in segments:
+        count = segment.end - segment.start
+        spans.append(SegmentSpan(len(tokens), count, segment.start, segment.sequence.table.blocks))
+        tokens += segment.sequence.tokens[segment.start : segment.end]
+        positions += range(segment.start, segment.end)
+        rows_T += [segment.rows] * count
+        if segment.wants_logits:
+            wanted.append(len(tokens) - 1)
+    return spans, tokens, positions, rows_T, wanted
+
+
+def _check_sequence(base: Base) -> list[int]:
+    """Fixed token ids spread over the vocabulary."""
+    size = base.model.config.vocab_size
+    return [(7 + 7919 * i) % size for i in range(min(_CHECK_TOKENS, base.max_context))]
+
+
+def _reference_run(base: Base, tokens: list[int]) -> tuple[Tensor, KVGeometry]:
+    """transformers' own last logits [V], and the shape of what it caches."""
+    cache = DynamicCache(config=base.model.config)
+    output = base.model(torch.tensor([tokens], device=base.device), past_key_values=cache, use_cache=True)
+    shapes = {tuple(layer.keys.shape) for layer in cache.layers} | {tuple(layer.values.shape) for layer in cache.layers}
+    if len(shapes) != 1:
+        raise BaseModelError(
+            f"{base.source}: layers of architecture {base.model.config.model_type!r} cache unlike keys and values, "
+            "which this engine does not serve"
+        )
+    _, num_kv_heads, _, head_width = shapes.pop()
+    return output.logits[0, -1].float(), KVGeometry(len(cache.layers), num_kv_heads, head_width)

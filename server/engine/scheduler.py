@@ -1,0 +1,82 @@
+"""Chooses what one step computes. Knows sequences and token counts; nothing of tensors, memory or text.
+
+There is no prefill phase and no decode phase: every sequence has tokens, some of which are computed, and each step
+lets the computed ones catch up under a budget of tokens.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from server.engine.kv_cache import BlockTable
+from server.model.lora import Rows
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Tokens on their way through the model.
+
+    From token `activation_start` on the expert's arena `rows` apply (both None: the base alone). A sequence is ready
+    for its logits, if it wants them, when `computed == len(tokens)`.
+    """
+
+    tokens: list[int]
+    table: BlockTable
+    rows: Rows | None = None
+    activation_start: int | None = None
+    computed: int = 0
+    wants_logits: bool = True
+
+    @property
+    def num_pending(self) -> int:
+        return len(self.tokens) - self.computed
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, end) of one sequence, all through the same rows (None: the base alone)."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    rows: Rows | None
+
+    @property
+    def wants_logits(self) -> bool:
+        """True where the step brings the sequence to its last token and somebody waits for its logits."""
+        return self.sequence.wants_logits and self.end == len(self.sequence.tokens)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Segments in batch order: the base's first, then each expert's together."""
+
+    segments: list[Segment] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(segment.end - segment.start for segment in self.segments)
+
+
+def plan_step(sequences: Iterable[Sequence], *, budget: int) -> StepPlan:
+    """Decoding sequences first, one token each, then prefills in order of arrival, up to `budget` tokens."""
+    pending = [s for s in sequences if s.num_pending]
+    pending.sort(key=lambda s: s.num_pending > 1)  # stable: arrival order within each kind
+    segments: list[Segment] = []
+    for sequence in pending:
+        if budget <= 0:
+            break
+        end = min(len(sequence.tokens), sequence.computed + budget)
+        budget -= end - sequence.computed
+        segments += _split(sequence, end)
+    segments.sort(key=lambda s: -1 if s.rows is None else s.rows.start)
+    return StepPlan(segments)
+
+
+def _split(sequence: Sequence, end: int) -> list[Segment]:
+    """One segment, or two where the expert wakes up on the way."""
+    start, activation = sequence.computed, sequence.activation_start
+    if activation is None or end <= activation:
+        return [Segment(sequence, start, end, None)]
+    if start >= activation:
+        return [Segment(sequence, start, end, sequence.rows)]
+    return [Segment(sequence, start, activation, None), Segment(sequence, activation, end, sequence.rows)]

@@ -1,0 +1,128 @@
+"""What one session holds on the engine thread: its reservation and its lanes. Knows no tensors and no policy.
+
+A *lane* is a sequence together with the expert that computes it and that stays pinned while the lane lives. A session
+may hold a base lane, whose computed prompt activated experts share, and one lane for each expert it has asked.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from expert_store import ExpertVersion
+from server.engine.expert_pool import ExpertPool
+from server.engine.kv_cache import BlockPool, BlockTable, Reservation
+from server.engine.scheduler import Sequence
+from server.model.chat import Prompt
+from server.model.lora import Rows
+
+
+@dataclass(eq=False)
+class Lane:
+    """A sequence and the expert it holds a pin on (None: the base)."""
+
+    sequence: Sequence
+    expert: ExpertVersion | None
+
+
+@dataclass(eq=False)
+class SessionState:
+    """Created on the event loop, owned by the engine thread once posted."""
+
+    prompt: Prompt
+    num_blocks: int
+    loop: asyncio.AbstractEventLoop
+    jobs: deque[Any] = field(default_factory=deque)
+    base: Lane | None = None
+    asked: dict[str, Lane] = field(default_factory=dict)  # by the expert's digest
+    reservation: Reservation | None = None
+    computed_tokens: int = 0
+    queue_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.admitted: asyncio.Future[None] = self.loop.create_future()
+        self._opened = time.perf_counter()
+
+    def lanes(self) -> Iterator[Lane]:
+        if self.base is not None:
+            yield self.base
+        yield from self.asked.values()
+
+    def admit(self, reservation: Reservation) -> None:
+        self.reservation = reservation
+        self.queue_seconds = time.perf_counter() - self._opened
+        self.resolve(self.admitted, None)
+
+    def open_base(self, tokens: tuple[int, ...], *, wants_logits: bool) -> Lane:
+        """The base lane, made or extended so that it will compute `tokens`."""
+        if self.base is None:
+            self.base = Lane(Sequence(list(tokens), BlockTable(self._claim())), expert=None)
+        sequence = self.base.sequence
+        assert list(tokens[: len(sequence.tokens)]) == sequence.tokens, "a base lane can only grow. This is a bug."
+        sequence.tokens = list(tokens)
+        sequence.wants_logits = wants_logits
+        if wants_logits and sequence.num_pending == 0:
+            sequence.computed -= 1  # its logits were not kept, so its last token runs once more
+        return self.base
+
+    def open_lane(self, expert: ExpertVersion, rows: Rows, start: int, tokens: list[int]) -> Lane:
+        """A fresh lane for a pinned expert that wakes up at token `start`."""
+        sequence = Sequence(tokens, BlockTable(self._claim()), rows=rows, activation_start=start)
+        self.asked[expert.digest] = Lane(sequence, expert)
+        return self.asked[expert.digest]
+
+    def fork_base(
+        self, expert: ExpertVersion, rows: Rows, start: int, tokens: list[int], blocks: BlockPool
+    ) -> tuple[Lane, tuple[int, int] | None]:
+        """A lane for a pinned expert that shares what the base lane has computed before token `start`.
+
+        Returns also the (source, target) of the one block whose contents must be copied, if there is one.
+        """
+        assert self.base is not None, "there is no base lane to fork. This is a bug."
+        shared = min(start, self.base.sequence.computed, len(tokens) - 1)
+        table, copied = blocks.fork(self.base.sequence.table, shared)
+        sequence = Sequence(tokens, table, rows=rows, activation_start=start, computed=shared)
+        self.asked[expert.digest] = Lane(sequence, expert)
+        return self.asked[expert.digest], copied
+
+    def drop(self, lane: Lane, blocks: BlockPool, pool: ExpertPool) -> None:
+        """Frees one lane's blocks and pin."""
+        blocks.free(lane.sequence.table)
+        if lane.expert is None:
+            self.base = None
+        else:
+            del self.asked[lane.expert.digest]
+            pool.unpin(lane.expert)
+
+    def release(self, blocks: BlockPool, pool: ExpertPool) -> None:
+        """Frees everything."""
+        for lane in list(self.lanes()):
+            self.drop(lane, blocks, pool)
+        if self.reservation is not None:
+            blocks.release(self.reservation)
+            self.reservation = None
+        self.jobs.clear()
+
+    def fail(self, error: Exception) -> None:
+        """Lets whoever waits for this session know that nothing will come."""
+        if not self.admitted.done():
+            self.reject(self.admitted, error)
+        for job in self.jobs:
+            job.fail(self, error)
+
+    def resolve(self, future: "asyncio.Future[Any]", value: object) -> None:
+        self.call(lambda: None if future.done() else future.set_result(value))
+
+    def reject(self, future: "asyncio.Future[Any]", error: Exception) -> None:
+        self.call(lambda: None if future.done() else future.set_exception(error))
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Runs the callback on the session's event loop; a loop that has been closed has nobody left to tell."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(callback)
+
+    def _claim(self) -> Reservation:
+        assert self.reservation is not None, "a session worked before it was admitted. This is a bug."
+        return self.reservation

@@ -1,0 +1,63 @@
+"""What the engine takes and gives, as plain values. Holds no state and no tensors."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token; the last one of a generation says why it ended."""
+
+    token: int
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class IndicatorLogits:
+    """An expert's logits of the first tokens in which its accept and reject strings differ."""
+
+    accept: float
+    reject: float
+
+
+@dataclass(frozen=True)
+class Branches:
+    """How many probes a request may hold at once: activated ones share the prompt's blocks, plain ones bring their own."""
+
+    activated: int = 0
+    plain: int = 0
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One step of the engine."""
+
+    seconds: float
+    tokens: int
+    sequences: int
+    experts: int
+    waiting_sessions: int
+    active_sessions: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    slots_used: int
+    slots_total: int
+
+
+@dataclass(frozen=True)
+class PoolEvent:
+    """An expert entered or left the device slots. `seconds` is the time its load took."""
+
+    kind: Literal["load", "evict"]
+    ref: str
+    seconds: float
+
+
+class EngineObserver(Protocol):
+    """Told on the engine thread; must be quick."""
+
+    def on_step(self, stats: StepStats) -> None: ...
+
+    def on_pool_event(self, event: PoolEvent) -> None: ...

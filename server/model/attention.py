@@ -1,0 +1,289 @@
+"""Attention of a mixed batch over a paged KV cache, plugged into transformers' attention interface.
+
+Knows blocks, segments and masks; nothing of sequences' owners, experts or sampling.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from server.errors import BaseModelError
+
+# Legend: T tokens in the step, H query heads, K key/value heads, G = H / K, D head width, C block_tokens (a block's capacity),
+# B segments in a group, n query tokens of a segment, N blocks of a segment, S = N * C keys.
+
+IMPLEMENTATION = "relay_paged"
+_GROUPED_QUERIES = 16  # segments up to this many queries share one batched product
+_SMALLEST_BUCKET = 8  # blocks; segments shorter than this are padded to it
+
+
+@dataclass(frozen=True)
+class SegmentSpan:
+    """Where one segment lies: queries are step tokens [first_token, first_token + num_queries), the first of them at
+    `position` in its sequence, whose keys lie in `blocks` in order."""
+
+    first_token: int
+    num_queries: int
+    position: int
+    blocks: Sequence[int]
+
+    @property
+    def num_keys(self) -> int:
+        return self.position + self.num_queries
+
+
+class PagedKV:
+    """Keys and values of every layer: [blocks, K, C, D] each. Says nothing about who owns a block."""
+
+    def __init__(
+        self,
+        *,
+        geometry: "KVGeometry",
+        num_blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.block_tokens = block_tokens
+        self.num_blocks = num_blocks
+        shape = (num_blocks, geometry.num_kv_heads, block_tokens, geometry.head_width)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
+
+    def copy_block(self, source: int, target: int) -> None:
+        for tensor in (*self.keys, *self.values):
+            tensor[target] = tensor[source]
+
+
+@dataclass(frozen=True)
+class KVGeometry:
+    """What the cache must hold for one token."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_width: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_width * dtype.itemsize
+
+
+@dataclass
+class AttentionPlan:
+    """All index tensors of one step, made once and read by every layer."""
+
+    kv: PagedKV
+    block_T: Tensor  # block_T[t] == blocks[position_T[t] // C] of token t's sequence
+    offset_T: Tensor  # offset_T[t] == position_T[t] % C
+    groups: list["_Group"]
+    long_segments: list["_LongSegment"]
+
+
+def plan_attention(segments: Sequence[SegmentSpan], kv: PagedKV) -> AttentionPlan:
+    """Groups short segments of like shape for batched products; long ones go one by one."""
+    device = kv.keys[0].device
+    capacity = kv.block_tokens
+    grouped: dict[tuple[int, int], list[SegmentSpan]] = defaultdict(list)
+    long_segments = []
+    blocks: list[int] = []
+    offsets: list[int] = []
+    for segment in segments:
+        positions = range(segment.position, segment.num_keys)
+        blocks += [segment.blocks[p // capacity] for p in positions]
+        offsets += [p % capacity for p in positions]
+        if segment.num_queries <= _GROUPED_QUERIES:
+            grouped[segment.num_queries, _bucket(-(-segment.num_keys // capacity))].append(segment)
+        else:
+            long_segments.append(_LongSegment(segment, kv))
+    return AttentionPlan(
+        kv=kv,
+        block_T=torch.tensor(blocks, device=device),
+        offset_T=torch.tensor(offsets, device=device),
+        groups=[_Group(members, num_blocks, kv) for (_, num_blocks), members in grouped.items()],
+        long_segments=long_segments,
+    )
+
+
+def _bucket(num_blocks: int) -> int:
+    """The next power of two, so that segments of like length share a group without much padding."""
+    return max(_SMALLEST_BUCKET, 1 << (num_blocks - 1).bit_length())
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001 - the plan carries the masks
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    attention_plan: AttentionPlan | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
+
+    Writes the step's keys and values into the cache, then lets every segment attend to its own sequence.
+    """
+    if attention_plan is None:
+        raise BaseModelError(f"{type(module).__name__} does not hand its keyword arguments to the attention function")
+    kv, layer = attention_plan.kv, module.layer_idx
+    kv.keys[layer][attention_plan.block_T, :, attention_plan.offset_T] = key[0].transpose(0, 1)
+    kv.values[layer][attention_plan.block_T, :, attention_plan.offset_T] = value[0].transpose(0, 1)
+    call = _Call(
+        query_THD=query[0].transpose(0, 1),
+        keys=kv.keys[layer],
+        values=kv.values[layer],
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+    )
+    output_THD = torch.empty_like(call.query_THD, memory_format=torch.contiguous_format)
+    for group in attention_plan.groups:
+        group.attend(call, output_THD)
+    for segment in attention_plan.long_segments:
+        segment.attend(call, output_THD)
+    return output_THD[None], None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One layer's attention call."""
+
+    query_THD: Tensor
+    keys: Tensor
+    values: Tensor
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+class _Group:
+    """Segments with the same number of queries, their keys padded to the same number of blocks."""
+
+    def __init__(self, members: Sequence[SegmentSpan], num_blocks: int, kv: PagedKV) -> None:
+        device = kv.keys[0].device
+        self._num_segments = len(members)
+        self._num_queries = members[0].num_queries
+        tokens = [s.first_token + i for s in members for i in range(s.num_queries)]
+        self._token_index = torch.tensor(tokens, device=device)
+        padded = [list(s.blocks[:num_blocks]) + [0] * (num_blocks - len(s.blocks)) for s in members]
+        heads = torch.arange(kv.keys[0].shape[1], device=device)
+        table_BN = torch.tensor(padded, device=device)
+        # gather[b, k, i] == table[b][i] * K + k: one row of C * D numbers per block and head
+        self._gather = (table_BN[:, None, :] * len(heads) + heads[None, :, None]).reshape(-1)
+        position_Bn = torch.tensor([[s.position + i for i in range(s.num_queries)] for s in members], device=device)
+        self._biases = _Biases(position_Bn, num_blocks * kv.block_tokens)
+
+    def attend(self, call: _Call, output_THD: Tensor) -> None:
+        num_heads, width = call.query_THD.shape[1:]
+        num_kv_heads = call.keys.shape[1]
+        group = num_heads // num_kv_heads
+        shape = (self._num_segments, self._num_queries, num_kv_heads, group, width)
+        query = call.query_THD.index_select(0, self._token_index).view(shape)
+        query = query.permute(0, 2, 3, 1, 4).reshape(shape[0] * num_kv_heads, group * shape[1], width)
+        keys, values = self._gathered(call.keys, width), self._gathered(call.values, width)
+        scores = torch.bmm(query, keys.transpose(1, 2)).float().mul_(call.scale)
+        if call.softcap is not None:
+            scores = call.softcap * torch.tanh(scores / call.softcap)
+        biased = scores.view(shape[0], num_kv_heads, group, shape[1], -1).add_(self._biases.get(call.window))
+        weights = biased.softmax(dim=-1).to(values.dtype).view_as(scores)
+        mixed = torch.bmm(weights, values).view(shape[0], num_kv_heads, group, shape[1], width)
+        output_THD[self._token_index] = mixed.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, width)
+
+    def _gathered(self, cache: Tensor, width: int) -> Tensor:
+        """[B * K, S, D], contiguous."""
+        rows = cache.view(cache.shape[0] * cache.shape[1], -1).index_select(0, self._gather)
+        return rows.view(self._num_segments * cache.shape[1], -1, width)
+
+
+class _Biases:
+    """Additive masks [B, 1, 1, n, S] of a group, one for each sliding window a model uses."""
+
+    def __init__(self, position_Bn: Tensor, num_keys: int) -> None:
+        self._position_Bn = position_Bn
+        self._num_keys = num_keys
+        self._by_window: dict[int | None, Tensor] = {}
+
+    def get(self, window: int | None) -> Tensor:
+        if window not in self._by_window:
+            allowed = allowed_keys(self._position_Bn, self._num_keys, window)
+            bias = torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+            self._by_window[window] = bias[:, None, None]
+        return self._by_window[window]
+
+
+def allowed_keys(position: Tensor, num_keys: int, window: int | None) -> Tensor:
+    """[..., n] query positions -> [..., n, S]: True where the key is not ahead and, if there is a window, less than
+    `window` tokens behind."""
+    distance = position[..., None] - torch.arange(num_keys, device=position.device)
+    allowed = distance >= 0
+    return allowed if window is None else allowed & (distance < window)
+
+
+@dataclass
+class _LongSegment:
+    """A prefill chunk: one scaled-dot-product call over its own sequence's keys."""
+
+    span: SegmentSpan
+    kv: PagedKV
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def attend(self, call: _Call, output_THD: Tensor) -> None:
+        span = self.span
+        tokens = slice(span.first_token, span.first_token + span.num_queries)
+        output_THD[tokens] = attend_segment(
+            call.query_THD[tokens],
+            self._sequence(call.keys),
+            self._sequence(call.values),
+            mask=self._mask(call.window),
+            scale=call.scale,
+            softcap=call.softcap,
+        )
+
+    def _sequence(self, cache: Tensor) -> Tensor:
+        """[S, K, D] of the keys in order, without the unused tail of the last block."""
+        blocks = cache[list(self.span.blocks[: -(-self.span.num_keys // self.kv.block_tokens)])]
+        return blocks.transpose(1, 2).flatten(0, 1)[: self.span.num_keys]
+
+    def _mask(self, window: int | None) -> Tensor:
+        if window not in self._masks:
+            position = torch.arange(self.span.position, self.span.num_keys, device=self.kv.keys[0].device)
+            self._masks[window] = allowed_keys(position, self.span.num_keys, window)
+        return self._masks[window]
+
+
+def attend_segment(
+    query_nHD: Tensor,
+    key_SKD: Tensor,
+    value_SKD: Tensor,
+    *,
+    mask: Tensor,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """[n, H, D]: one segment's attention by itself; also the reference the grouped path is tested against."""
+    group = query_nHD.shape[1] // key_SKD.shape[1]
+    query = query_nHD.transpose(0, 1)
+    key = key_SKD.repeat_interleave(group, dim=1).transpose(0, 1)
+    value = value_SKD.repeat_interleave(group, dim=1).transpose(0, 1)
+    if softcap is None:
+        mixed = F.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask, scale=scale)[0]
+    else:
+        scores = softcap * torch.tanh((query @ key.transpose(1, 2)).float() * scale / softcap)
+        mixed = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(value.dtype) @ value
+    return mixed.transpose(0, 1)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The plan carries the masks, so transformers need not build any."""
+
+
+AttentionInterface.register(IMPLEMENTATION, paged_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

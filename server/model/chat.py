@@ -1,0 +1,116 @@
+"""Messages to tokens: chat template, generation prompt, indicator tokens. Knows no tensors and no weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from expert_store import Indicators
+from server.errors import UnusableIndicators
+
+Message = Mapping[str, str]
+MAX_INDICATOR_TOKENS = 16
+
+# For base models whose tokenizer brings no chat template.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt. `tokens[:body_length]` is everything before the generation prompt."""
+
+    tokens: tuple[int, ...]
+    body_length: int
+
+
+@dataclass(frozen=True)
+class IndicatorTokens:
+    """Accept and reject strings as tokens; they share a prefix and then differ (SEE, arXiv 2504.06664)."""
+
+    accept: tuple[int, ...]
+    reject: tuple[int, ...]
+
+    @property
+    def shared_length(self) -> int:
+        return common_prefix_length(self.accept, self.reject)
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        return self.accept[: self.shared_length]
+
+    @property
+    def accept_token(self) -> int:
+        return self.accept[self.shared_length]
+
+    @property
+    def reject_token(self) -> int:
+        return self.reject[self.shared_length]
+
+
+class ChatFormat:
+    """Renders conversations the way the base model's chat template wants them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, template: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._template = template or tokenizer.chat_template or PLAIN_TEMPLATE
+
+    def render(self, messages: Sequence[Message]) -> Prompt:
+        """Tokens of the conversation with the generation prompt behind it."""
+        tokens = self.encode(self._text(messages, generation_prompt=True))
+        body = self.encode(self._text(messages, generation_prompt=False))
+        return Prompt(tokens=tokens, body_length=common_prefix_length(tokens, body))
+
+    @property
+    def generation_prompt(self) -> tuple[int, ...]:
+        """The tokens an activated expert of ours is invoked by."""
+        prompt = self.render([{"role": "user", "content": "x"}])
+        return prompt.tokens[prompt.body_length :]
+
+    def indicator_tokens(self, indicators: Indicators) -> IndicatorTokens:
+        """Raises UnusableIndicators where the tokenizer cannot tell them apart."""
+        tokens = IndicatorTokens(accept=self.encode(indicators.accept), reject=self.encode(indicators.reject))
+        lengths = (len(tokens.accept), len(tokens.reject))
+        if tokens.shared_length in lengths:
+            raise _unusable(indicators, "one of them begins with the other")
+        if max(lengths) > MAX_INDICATOR_TOKENS:
+            raise _unusable(indicators, f"{max(lengths)} tokens are more than {MAX_INDICATOR_TOKENS}")
+        return tokens
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of the text alone, with nothing put before or behind it."""
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _text(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        )
+
+
+def _unusable(indicators: Indicators, reason: str) -> UnusableIndicators:
+    return UnusableIndicators(accept=indicators.accept, reject=indicators.reject, reason=reason)
+
+
+def activation_start(tokens: Sequence[int], invocation: Sequence[int]) -> int | None:
+    """Where the last occurrence of the invocation tokens begins, as in PEFT's aLoRA; None if they do not occur."""
+    width = len(invocation)
+    wanted = tuple(invocation)
+    for start in range(len(tokens) - width, -1, -1):
+        if tuple(tokens[start : start + width]) == wanted:
+            return start
+    return None
+
+
+def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))

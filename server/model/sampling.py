@@ -1,0 +1,105 @@
+"""Next tokens from logits: penalties, temperature, truncation, seeds. Knows no sequences, sessions or text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Legend: B rows, V vocabulary.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a request wants its tokens chosen. Ranges are checked where users' values come in.
+
+    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 and `min_p` 0 keep every token.
+    """
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    ignore_eos: bool = False
+
+    @property
+    def plain_greedy(self) -> bool:
+        """True where the highest logit is the answer and nothing else matters."""
+        return self.temperature == 0 and self.repetition_penalty == 1 and self.presence_penalty == 0
+
+    def new_generator(self, device: torch.device) -> torch.Generator:
+        """The request's own source of randomness, so that its draws never depend on who shares its batch."""
+        generator = torch.Generator(device=device)
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One row of a batch. `forbidden` tokens cannot be chosen (stop tokens before the minimum length)."""
+
+    sampling: Sampling
+    prompt_tokens: Sequence[int]
+    new_tokens: Sequence[int]
+    forbidden: Sequence[int]
+    generator: torch.Generator
+
+
+def sample(logits_BV: Tensor, rows: Sequence[SampleRow]) -> list[int]:
+    """One token a row. Rows are independent: a row's token is the same in every batch."""
+    if all(row.sampling.plain_greedy and not row.forbidden for row in rows):
+        return [int(token) for token in logits_BV.argmax(dim=-1).tolist()]
+    return [sample_row(logits_V.float(), row) for logits_V, row in zip(logits_BV, rows, strict=True)]
+
+
+def sample_row(logits_V: Tensor, row: SampleRow) -> int:
+    """Penalties, then the highest logit, or a draw from the truncated distribution, in transformers' order."""
+    logits_V = penalise(logits_V.clone(), row)
+    if row.sampling.temperature == 0:
+        return int(logits_V.argmax())
+    probabilities_V = truncate(logits_V / row.sampling.temperature, row.sampling).softmax(dim=-1)
+    return int(torch.multinomial(probabilities_V, 1, generator=row.generator))
+
+
+def penalise(logits_V: Tensor, row: SampleRow) -> Tensor:
+    """Repetition penalty over prompt and answer (Keskar et al. 2019, CTRL); presence penalty over the answer."""
+    if row.forbidden:
+        logits_V[list(row.forbidden)] = -torch.inf
+    if row.sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*row.prompt_tokens, *row.new_tokens}), device=logits_V.device)
+        values = logits_V[seen]
+        factor = row.sampling.repetition_penalty
+        logits_V[seen] = torch.where(values > 0, values / factor, values * factor)
+    if row.sampling.presence_penalty != 0 and row.new_tokens:
+        logits_V[sorted(set(row.new_tokens))] -= row.sampling.presence_penalty
+    return logits_V
+
+
+def truncate(logits_V: Tensor, sampling: Sampling) -> Tensor:
+    """Leaves only the tokens that top_k, then top_p, then min_p keep; at least one always stays."""
+    if 0 < sampling.top_k < logits_V.numel():
+        kth = logits_V.topk(sampling.top_k).values[-1]
+        logits_V = logits_V.masked_fill(logits_V < kth, -torch.inf)
+    if sampling.top_p < 1:
+        logits_V = _keep_nucleus(logits_V, sampling.top_p)
+    if sampling.min_p > 0:
+        probabilities_V = logits_V.softmax(dim=-1)
+        logits_V = logits_V.masked_fill(probabilities_V < sampling.min_p * probabilities_V.max(), -torch.inf)
+    return logits_V
+
+
+def _keep_nucleus(logits_V: Tensor, top_p: float) -> Tensor:
+    """The smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2020)."""
+    ascending_V, order_V = logits_V.sort()
+    cumulative_V = ascending_V.softmax(dim=-1).cumsum(dim=-1)
+    dropped_V = cumulative_V <= 1 - top_p
+    dropped_V[-1] = False
+    return logits_V.masked_fill(torch.zeros_like(dropped_V).scatter(0, order_V, dropped_V), -torch.inf)

@@ -1,0 +1,56 @@
+"""What every router takes and gives. Knows experts and scores; nothing of how scores are computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from expert_store import Catalog, ExpertVersion
+from server.engine.types import IndicatorLogits
+
+RouterName = Literal["chain", "none"]
+Reason = Literal["accepted", "no_acceptance", "pinned", "router_none"]
+
+
+class Prober(Protocol):
+    """Asks experts about one prompt and holds what they computed until it is dropped."""
+
+    async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:
+        """Indicator logits of each, asked together in one batch."""
+        ...
+
+    def drop(self, experts: Sequence[ExpertVersion]) -> None:
+        """Frees what these experts' probes hold."""
+        ...
+
+
+@dataclass(frozen=True)
+class Considered:
+    """One expert's answer to "is this yours?"."""
+
+    expert: str
+    version: int
+    score: float
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who answers and why. `expert` None is the base model; `fallback` is True where it answers for want of an expert."""
+
+    router: RouterName
+    expert: ExpertVersion | None
+    score: float | None
+    fallback: bool
+    reason: Reason
+    considered: tuple[Considered, ...]
+    catalog_generation: int
+
+
+def pinned(router: RouterName, expert: ExpertVersion, catalog: Catalog) -> Decision:
+    """The request named its expert."""
+    return Decision(router, expert, None, False, "pinned", (), catalog.generation)
+
+
+def unrouted(catalog: Catalog) -> Decision:
+    """The request asked for the base model."""
+    return Decision("none", None, None, False, "router_none", (), catalog.generation)

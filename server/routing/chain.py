@@ -1,0 +1,102 @@
+"""The sequential self-selection chain (SEE, arXiv 2504.06664). Knows the order of asking; nothing of how an expert is asked.
+
+The answer is always that of the plain chain: the first expert, in chain order, that accepts. To get there with
+little work, experts are asked a window at a time; within it the activated ones go first, all together, since they
+share the prompt's keys and values, and then only those plain ones that stand before the first that accepted.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from expert_store import Catalog, ExpertVersion
+from server.engine.types import Branches, IndicatorLogits
+from server.routing.base import Considered, Decision, Prober
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An asked expert, its score and whether that reaches its threshold."""
+
+    expert: ExpertVersion
+    score: float
+    accepted: bool
+
+    @property
+    def considered(self) -> Considered:
+        return Considered(self.expert.name, self.expert.version, self.score, self.accepted)
+
+
+def score(logits: IndicatorLogits) -> float:
+    """sigmoid(accept - reject): the probability of accepting, given that the expert says either (SEE, section 3)."""
+    difference = logits.accept - logits.reject
+    if difference >= 0:
+        return 1 / (1 + math.exp(-difference))
+    return math.exp(difference) / (1 + math.exp(difference))
+
+
+def decide(verdicts: Sequence[Verdict], catalog_generation: int) -> Decision:
+    """The first verdict, in chain order, that accepts; the base model if none does."""
+    considered = tuple(verdict.considered for verdict in verdicts)
+    for verdict in verdicts:
+        if verdict.accepted:
+            return Decision("chain", verdict.expert, verdict.score, False, "accepted", considered, catalog_generation)
+    return Decision("chain", None, None, True, "no_acceptance", considered, catalog_generation)
+
+
+class ChainRouter:
+    """Asks at most `window` experts before looking at their answers; at most `plain_window` plain ones at once."""
+
+    def __init__(self, *, window: int = 8, plain_window: int = 2) -> None:
+        self._window = window
+        self._plain_window = plain_window
+
+    def branches(self, catalog: Catalog) -> Branches:
+        """The most probes one request can hold at a time."""
+        experts = catalog.chain_experts()
+        num_plain = sum(expert.kind == "lora" for expert in experts)
+        return Branches(activated=min(len(experts) - num_plain, self._window), plain=min(num_plain, self._plain_window))
+
+    async def route(self, catalog: Catalog, prober: Prober) -> Decision:
+        """Asks down the chain until somebody accepts. The accepted expert's probe stays held, no other does."""
+        experts = catalog.chain_experts()
+        verdicts: list[Verdict] = []
+        for start in range(0, len(experts), self._window):
+            verdicts += await self._ask_window(experts[start : start + self._window], prober)
+            if any(verdict.accepted for verdict in verdicts):
+                break
+        return decide(verdicts, catalog.generation)
+
+    async def _ask_window(self, window: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:
+        """Verdicts in chain order, of all that had to be asked."""
+        activated = [expert for expert in window if expert.kind == "alora"]
+        verdicts = await _ask(activated, prober)
+        first = next((v.expert for v in verdicts if v.accepted), None)
+        before = window if first is None else window[: window.index(first)]
+        plain = [expert for expert in before if expert.kind == "lora"]
+        for start in range(0, len(plain), self._plain_window):
+            answers = await _ask(plain[start : start + self._plain_window], prober)
+            verdicts += answers
+            if any(verdict.accepted for verdict in answers):
+                break
+        verdicts.sort(key=lambda verdict: window.index(verdict.expert))
+        _drop_losers(verdicts, prober)
+        return verdicts
+
+
+async def _ask(experts: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:
+    if not experts:
+        return []
+    scores = [score(logits) for logits in await prober.score(experts)]
+    verdicts = [
+        Verdict(expert, value, value >= expert.manifest.threshold)
+        for expert, value in zip(experts, scores, strict=True)
+    ]
+    prober.drop([verdict.expert for verdict in verdicts if not verdict.accepted])
+    return verdicts
+
+
+def _drop_losers(verdicts: Sequence[Verdict], prober: Prober) -> None:
+    """Frees the probes of experts that accepted behind the first that did."""
+    accepted = [verdict.expert for verdict in verdicts if verdict.accepted]
+    prober.drop(accepted[1:])
