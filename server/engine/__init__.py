@@ -1,4 +1,4 @@
-"""Continuous batching over one model: sequences, KV blocks, expert slots, steps. Knows no HTTP, no metrics, no settings."""
+"""Continuous batching over one model: sequences, KV blocks, expert slots, steps. Knows no HTTP and no metrics."""
 
 from server.engine.engine import Engine, EngineConfig, Session
 from server.engine.types import (

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from expert_store import ExpertVersion, StoreError
-from server.engine.expert_pool import ExpertPool
+from server.engine.expert_pool import Access, ExpertPool
 from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Waking
 from server.engine.kv_cache import BlockPool
 from server.engine.runner import Runner
@@ -68,7 +68,7 @@ class Engine:
             self._runner.arenas,
             num_slots=config.num_slots,
             slot_rank=config.slot_rank,
-            on_ready=self._wake,
+            on_ready=self._look_again,
             on_event=observer.on_pool_event,
         )
         self._inbox: deque[Callable[[], None]] = deque()
@@ -144,6 +144,11 @@ class Engine:
         self._inbox.append(command)
         self._wake()
 
+    def _look_again(self) -> None:
+        """An expert's files have been read."""
+        self._inbox.append(lambda: None)
+        self._wake()
+
     def _wake(self) -> None:
         with self._awake:
             self._awake.notify()
@@ -160,7 +165,7 @@ class Engine:
     def _drop(self, state: SessionState, digests: list[str]) -> None:
         for digest in digests:
             if digest in state.asked:
-                state.drop(state.asked[digest], self.blocks, self.pool)
+                state.drop(state.asked[digest], self.blocks)
 
     def indicator_tokens(self, expert: ExpertVersion) -> IndicatorTokens:
         """Raises NotSelfSelecting for an expert without indicators."""
@@ -221,7 +226,7 @@ class Engine:
             return
         with self._awake:
             if not self._inbox and not self._stopping:
-                self._awake.wait(timeout=0.05 if self._active else None)
+                self._awake.wait()
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self._config.max_sessions:
@@ -234,27 +239,23 @@ class Engine:
             self._active.append(state)
 
     def _prepare(self) -> None:
-        """Lets every session's first job take what it needs; only the longest-waiting one may evict experts."""
-        may_evict = True
+        """Lets every session's first job, in order of arrival, take what it needs."""
+        access = Access.FULL
         for state in self._active:
             if state.jobs:
-                may_evict &= self._prepare_first_job(state, may_evict=may_evict)
+                access = self._prepare_first_job(state, access)
 
-    def _prepare_first_job(self, state: SessionState, *, may_evict: bool) -> bool:
-        job = state.jobs[0]
+    def _prepare_first_job(self, state: SessionState, access: Access) -> Access:
+        job: Job = state.jobs[0]
         try:
-            return bool(job.prepare(state, self._resources(may_evict=may_evict)))
-        except (
-            StoreError,
-            OSError,
-            SafetensorError,
-        ) as error:  # the expert's files; nobody else is concerned
-            state.jobs.popleft()
+            return job.prepare(state, self._resources(access))
+        except (StoreError, OSError, SafetensorError) as error:  # the expert's files; nobody else is concerned
+            state.end_job(self.pool)
             job.fail(state, error)
-            return True
+            return access
 
-    def _resources(self, *, may_evict: bool = False) -> Resources:
-        return Resources(self._runner, self.blocks, self.pool, may_evict)
+    def _resources(self, access: Access = Access.NONE) -> Resources:
+        return Resources(self._runner, self.blocks, self.pool, access)
 
     def _step(self, plan: StepPlan) -> None:
         started = time.perf_counter()

@@ -5,23 +5,31 @@ a thread of their own, so that a load never holds up the steps of others. Unpinn
 needed, least recently used first.
 """
 
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from expert_store import ExpertVersion, read_scaling
+from expert_store import WEIGHTS_FILE, ExpertVersion, read_config, read_scaling
 from server.engine.types import PoolEvent
 from server.errors import RequestTooLarge
 from server.model.lora import AdapterWeights, LoraArenas, Rows
 
 _PREFIX = "base_model.model."
+
+
+class Access(Enum):
+    """What a job may do with the pool. Those behind one that waits get less, so that it cannot wait for ever."""
+
+    FULL = "evict, place and pin"
+    RESIDENT = "pin what is resident"
+    NONE = "wait"
 
 
 @dataclass
@@ -75,19 +83,21 @@ class ExpertPool:
         if needed > self.num_slots:
             raise RequestTooLarge.slots(needed=needed, total=self.num_slots)
 
-    def try_pin(self, experts: Sequence[ExpertVersion], *, may_evict: bool) -> list[Rows] | None:
-        """Rows of all these experts, pinned, or None (nothing pinned) while one is loading or there is no room.
+    def try_pin(self, experts: Sequence[ExpertVersion], access: Access) -> list[Rows] | Access:
+        """Rows of all these experts, pinned; or, with nothing pinned, what those behind in the line may still do.
 
-        Raises what reading a file raised. `may_evict` should be True for one caller at a time, so that two cannot
-        take each other's slots for ever.
+        Raises what reading a file raised.
         """
+        if access is Access.NONE:
+            return Access.NONE
         absent = [expert for expert in experts if expert.digest not in self._residents]
         ready = [self._read(expert) for expert in absent]
-        if not all(ready):
-            return None
+        if absent and (access is Access.RESIDENT or not all(ready)):
+            return Access.RESIDENT
         wanted = frozenset(expert.digest for expert in experts)
-        if not all(self._try_place(expert, may_evict=may_evict, keep=wanted) for expert in absent):
-            return None
+        if not all(self._try_place(expert, keep=wanted) for expert in absent):
+            self._make_room()
+            return Access.NONE
         return [self._pin(expert) for expert in experts]
 
     def prefetch(self, experts: Sequence[ExpertVersion]) -> None:
@@ -125,10 +135,10 @@ class ExpertPool:
         self._loads[expert.digest] = load
         return load
 
-    def _try_place(self, expert: ExpertVersion, *, may_evict: bool, keep: frozenset[str]) -> bool:
+    def _try_place(self, expert: ExpertVersion, *, keep: frozenset[str]) -> bool:
         width = self.slots_for(expert.rank)
         start = self._free_run(width)
-        while start is None and may_evict and self._try_evict(keep):
+        while start is None and self._try_evict(keep):
             start = self._free_run(width)
         if start is None:
             return False
@@ -139,6 +149,12 @@ class ExpertPool:
         self._residents[expert.digest] = _Resident(expert, rows)
         self._on_event(PoolEvent("load", expert.ref, loaded.seconds))
         return True
+
+    def _make_room(self) -> None:
+        """Once no pin is in the way, clears all slots: what is wanted may itself lie across the free ones."""
+        if not self.pinned_refs():
+            while self._try_evict(frozenset()):
+                pass
 
     def _free_run(self, width: int) -> int | None:
         """The first of `width` adjacent free slots."""
@@ -178,9 +194,9 @@ def load_weights(folder: Path) -> AdapterWeights:
 
     Terms of modules with a lower rank (`rank_pattern`) are padded with zero rows up to the highest.
     """
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = read_config(folder)
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
             if key.endswith(".lora_A.weight"):
                 module = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")

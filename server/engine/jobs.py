@@ -5,14 +5,15 @@ the lanes to their last token, and the job takes the logits it waited for.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence as Seq
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from expert_store import ExpertVersion
-from server.engine.expert_pool import ExpertPool
+from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool
 from server.engine.runner import Runner
 from server.engine.session_state import Lane, SessionState
@@ -25,12 +26,12 @@ from server.model.sampling import SampleRow, Sampling
 
 @dataclass(frozen=True)
 class Resources:
-    """What jobs draw on. `may_evict`: this job is the first in line for expert slots."""
+    """What jobs draw on, and how far the job's place in the line lets it go with the pool."""
 
     runner: Runner
     blocks: BlockPool
     pool: ExpertPool
-    may_evict: bool
+    access: Access
 
 
 @dataclass(frozen=True)
@@ -81,22 +82,22 @@ class ProbeJob:
     _lanes: list[Lane] = field(default_factory=list)
     _results: dict[str, IndicatorLogits] = field(default_factory=dict)
 
-    def prepare(self, state: SessionState, resources: Resources) -> bool:
-        """Opens the lanes; False while it waits for expert slots."""
+    def prepare(self, state: SessionState, resources: Resources) -> Access:
+        """Opens the lanes; returns what those behind may do."""
         if self._lanes:
-            return True
+            return resources.access
         experts = [waking.expert for waking, _ in self.probes]
         if any(waking.start for waking, _ in self.probes) and not base_is_computed(state):
             resources.pool.prefetch(experts)
-            return True
-        pinned = resources.pool.try_pin(experts, may_evict=resources.may_evict)
-        if pinned is None:
-            return False
+            return resources.access
+        pinned = state.try_pin(experts, resources.pool, resources.access)
+        if isinstance(pinned, Access):
+            return pinned
         for (waking, indicators), rows in zip(self.probes, pinned, strict=True):
             self._lanes.append(open_expert_lane(state, waking, rows, indicators.shared, resources))
-        return True
+        return resources.access
 
-    def take(self, state: SessionState, rows: Mapping[int, int], logits_WV: Tensor, _: Resources) -> None:
+    def take(self, state: SessionState, rows: Mapping[int, int], logits_WV: Tensor, resources: Resources) -> None:
         """Reads the indicator logits of lanes that have come to their end; answers when all have."""
         for lane, (waking, indicators) in zip(self._lanes, self.probes, strict=False):
             row = rows.get(id(lane.sequence))
@@ -104,7 +105,7 @@ class ProbeJob:
                 pair = logits_WV[row, [indicators.accept_token, indicators.reject_token]].tolist()
                 self._results[waking.expert.digest] = IndicatorLogits(accept=pair[0], reject=pair[1])
         if len(self._results) == len(self.probes):
-            state.jobs.popleft()
+            state.end_job(resources.pool)
             state.resolve(self.future, [self._results[waking.expert.digest] for waking, _ in self.probes])
 
     def fail(self, state: SessionState, error: Exception) -> None:
@@ -119,26 +120,26 @@ class LogitsJob:
     waking: Waking | None
     _lane: Lane | None = None
 
-    def prepare(self, state: SessionState, resources: Resources) -> bool:
-        """Opens the lane; False while it waits for an expert slot."""
+    def prepare(self, state: SessionState, resources: Resources) -> Access:
+        """Opens the lane; returns what those behind may do."""
         if self._lane is not None:
-            return True
+            return resources.access
         if self.waking is None:
             self._lane = state.open_base(state.prompt.tokens, wants_logits=True)
-            return True
-        pinned = resources.pool.try_pin([self.waking.expert], may_evict=resources.may_evict)
-        if pinned is None:
-            return False
+            return resources.access
+        pinned = state.try_pin([self.waking.expert], resources.pool, resources.access)
+        if isinstance(pinned, Access):
+            return pinned
         self._lane = state.open_lane(self.waking.expert, pinned[0], self.waking.start, list(state.prompt.tokens))
-        return True
+        return resources.access
 
     def take(self, state: SessionState, rows: Mapping[int, int], logits_WV: Tensor, resources: Resources) -> None:
         """Answers once the lane has come to its end."""
         row = rows.get(id(self._lane.sequence)) if self._lane is not None else None
         if row is not None and self._lane is not None:
-            state.jobs.popleft()
+            state.end_job(resources.pool)
+            state.drop(self._lane, resources.blocks)
             state.resolve(self.future, logits_WV[row].float().cpu())
-            state.drop(self._lane, resources.blocks, resources.pool)
 
     def fail(self, state: SessionState, error: Exception) -> None:
         state.reject(self.future, error)
@@ -164,16 +165,17 @@ class GenerateJob:
             raise item
         return item
 
-    def prepare(self, state: SessionState, resources: Resources) -> bool:
-        """Opens or takes over a lane and drops all others; False while it waits for an expert slot."""
+    def prepare(self, state: SessionState, resources: Resources) -> Access:
+        """Opens or takes over a lane and drops all others; returns what those behind may do."""
         if self.lane is not None:
-            return True
-        self.lane = self._base_lane(state) if self.waking is None else self._expert_lane(state, self.waking, resources)
-        if self.lane is None:
-            return False
+            return resources.access
+        lane = self._base_lane(state) if self.waking is None else self._expert_lane(state, self.waking, resources)
+        if isinstance(lane, Access):
+            return lane
+        self.lane = lane
         for other in [lane for lane in state.lanes() if lane is not self.lane]:
-            state.drop(other, resources.blocks, resources.pool)
-        return True
+            state.drop(other, resources.blocks)
+        return resources.access
 
     def sample_row(self, prompt: Prompt) -> SampleRow:
         early = len(self._new) < self.sampling.min_new_tokens
@@ -194,8 +196,8 @@ class GenerateJob:
         if reason is None:
             self.lane.sequence.tokens.append(token)
         else:
-            state.jobs.popleft()
-            state.drop(self.lane, resources.blocks, resources.pool)
+            state.end_job(resources.pool)
+            state.drop(self.lane, resources.blocks)
 
     def fail(self, state: SessionState, error: Exception) -> None:
         state.call(lambda: self._tokens.put_nowait(error))
@@ -208,13 +210,16 @@ class GenerateJob:
     def _base_lane(self, state: SessionState) -> Lane:
         return state.open_base(state.prompt.tokens, wants_logits=True)
 
-    def _expert_lane(self, state: SessionState, waking: Waking, resources: Resources) -> Lane | None:
+    def _expert_lane(self, state: SessionState, waking: Waking, resources: Resources) -> Lane | Access:
+        pinned = state.try_pin([waking.expert], resources.pool, resources.access)
+        if isinstance(pinned, Access):
+            return pinned
         held = state.asked.get(waking.expert.digest)
-        if held is not None:
-            held.sequence.tokens = [*state.prompt.tokens, *self.accept]
-            return held
-        pinned = resources.pool.try_pin([waking.expert], may_evict=resources.may_evict)
-        return None if pinned is None else open_expert_lane(state, waking, pinned[0], self.accept, resources)
+        if held is None:
+            return open_expert_lane(state, waking, pinned[0], self.accept, resources)
+        held.sequence.tokens = [*state.prompt.tokens, *self.accept]
+        held.sequence.rows = pinned[0]  # its slots may have changed hands since it was asked
+        return held
 
 
 Job = ProbeJob | LogitsJob | GenerateJob

@@ -1,4 +1,4 @@
-"""Turns a step plan into tensors and runs the model once. Knows the model and the cache; nothing of sessions or sampling."""
+"""Turns a step plan into tensors and runs the model once. Knows model and cache; nothing of sessions or sampling."""
 
 import torch
 from torch import Tensor
@@ -81,8 +81,8 @@ class Runner:
         error = float((logits[0].float() - expected).square().mean().sqrt() / expected.std())
         if not error < _CHECK_TOLERANCE[base.dtype]:
             raise BaseModelError(
-                f"{base.source}: architecture {base.model.config.model_type!r} does not compute the same logits here as in "
-                f"transformers (relative difference {error:.2g}), so it cannot be served"
+                f"{base.source}: architecture {base.model.config.model_type!r} does not give the same logits here as "
+                f"in transformers (relative difference {error:.2g}), so it cannot be served"
             )
 
 
@@ -116,11 +116,19 @@ def _reference_run(base: Base, tokens: list[int]) -> tuple[Tensor, KVGeometry]:
     """transformers' own last logits [V], and the shape of what it caches."""
     cache = DynamicCache(config=base.model.config)
     output = base.model(torch.tensor([tokens], device=base.device), past_key_values=cache, use_cache=True)
-    shapes = {tuple(layer.keys.shape) for layer in cache.layers} | {tuple(layer.values.shape) for layer in cache.layers}
-    if len(shapes) != 1:
+    shapes = {_cached_shape(layer, name) for layer in cache.layers for name in ("keys", "values")}
+    if len(shapes) != 1 or None in shapes:
         raise BaseModelError(
             f"{base.source}: layers of architecture {base.model.config.model_type!r} cache unlike keys and values, "
             "which this engine does not serve"
         )
-    _, num_kv_heads, _, head_width = shapes.pop()
+    shape = shapes.pop()
+    assert shape is not None, "checked above. This is a bug."
+    num_kv_heads, head_width = shape
     return output.logits[0, -1].float(), KVGeometry(len(cache.layers), num_kv_heads, head_width)
+
+
+def _cached_shape(layer: object, name: str) -> tuple[int, int] | None:
+    """(heads, width) of a layer's keys or values; None for layers that keep something else, such as a state."""
+    tensor = getattr(layer, name, None)
+    return (tensor.shape[1], tensor.shape[3]) if isinstance(tensor, Tensor) else None

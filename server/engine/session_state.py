@@ -1,18 +1,20 @@
 """What one session holds on the engine thread: its reservation and its lanes. Knows no tensors and no policy.
 
-A *lane* is a sequence together with the expert that computes it and that stays pinned while the lane lives. A session
-may hold a base lane, whose computed prompt activated experts share, and one lane for each expert it has asked.
+A *lane* is a sequence together with the expert that computes it. A session may hold a base lane, whose computed prompt
+activated experts share, and one lane for each expert it has asked. Experts are pinned only while a job computes with
+them, never while it waits: so no two sessions can wait for each other's slots.
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
 
 from expert_store import ExpertVersion
-from server.engine.expert_pool import ExpertPool
+from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool, BlockTable, Reservation
 from server.engine.scheduler import Sequence
 from server.model.chat import Prompt
@@ -21,7 +23,7 @@ from server.model.lora import Rows
 
 @dataclass(eq=False)
 class Lane:
-    """A sequence and the expert it holds a pin on (None: the base)."""
+    """A sequence and the expert that computes it (None: the base)."""
 
     sequence: Sequence
     expert: ExpertVersion | None
@@ -37,6 +39,7 @@ class SessionState:
     jobs: deque[Any] = field(default_factory=deque)
     base: Lane | None = None
     asked: dict[str, Lane] = field(default_factory=dict)  # by the expert's digest
+    pinned: list[ExpertVersion] = field(default_factory=list)  # by the first job, until it ends
     reservation: Reservation | None = None
     computed_tokens: int = 0
     queue_seconds: float = 0.0
@@ -87,19 +90,31 @@ class SessionState:
         self.asked[expert.digest] = Lane(sequence, expert)
         return self.asked[expert.digest], copied
 
-    def drop(self, lane: Lane, blocks: BlockPool, pool: ExpertPool) -> None:
-        """Frees one lane's blocks and pin."""
+    def try_pin(self, experts: Seq[ExpertVersion], pool: ExpertPool, access: Access) -> list[Rows] | Access:
+        """Pins experts for the first job, as `ExpertPool.try_pin`."""
+        rows = pool.try_pin(experts, access)
+        if not isinstance(rows, Access):
+            self.pinned += experts
+        return rows
+
+    def end_job(self, pool: ExpertPool) -> None:
+        """Takes the first job off and gives back its pins."""
+        self.jobs.popleft()
+        self._unpin(pool)
+
+    def drop(self, lane: Lane, blocks: BlockPool) -> None:
+        """Frees one lane's blocks."""
         blocks.free(lane.sequence.table)
         if lane.expert is None:
             self.base = None
         else:
             del self.asked[lane.expert.digest]
-            pool.unpin(lane.expert)
 
     def release(self, blocks: BlockPool, pool: ExpertPool) -> None:
         """Frees everything."""
+        self._unpin(pool)
         for lane in list(self.lanes()):
-            self.drop(lane, blocks, pool)
+            self.drop(lane, blocks)
         if self.reservation is not None:
             blocks.release(self.reservation)
             self.reservation = None
@@ -122,6 +137,11 @@ class SessionState:
         """Runs the callback on the session's event loop; a loop that has been closed has nobody left to tell."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(callback)
+
+    def _unpin(self, pool: ExpertPool) -> None:
+        for expert in self.pinned:
+            pool.unpin(expert)
+        self.pinned.clear()
 
     def _claim(self) -> Reservation:
         assert self.reservation is not None, "a session worked before it was admitted. This is a bug."

@@ -24,7 +24,7 @@ class IndicatorLogits:
 
 @dataclass(frozen=True)
 class Branches:
-    """How many probes a request may hold at once: activated ones share the prompt's blocks, plain ones bring their own."""
+    """How many probes a request may hold at once: activated ones share the prompt's blocks, plain ones do not."""
 
     activated: int = 0
     plain: int = 0

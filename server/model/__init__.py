@@ -1,1 +1,1 @@
-"""Tensors and tokens: base model, adapters in its linear layers, attention, sampling. Knows no requests, no store, no HTTP."""
+"""Tensors and tokens: base model, adapters in its layers, attention, sampling. Knows no requests, store or HTTP."""

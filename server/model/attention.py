@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from server.errors import BaseModelError
 
-# Legend: T tokens in the step, H query heads, K key/value heads, G = H / K, D head width, C block_tokens (a block's capacity),
-# B segments in a group, n query tokens of a segment, N blocks of a segment, S = N * C keys.
+# Legend: T tokens in the step, H query heads, K key/value heads, G = H / K, D head width, C block_tokens (capacity of
+# a block), B segments in a group, n query tokens of a segment, N blocks of a segment, S = N * C keys.
 
 IMPLEMENTATION = "relay_paged"
 _GROUPED_QUERIES = 16  # segments up to this many queries share one batched product
@@ -115,7 +115,7 @@ def _bucket(num_blocks: int) -> int:
 
 
 def paged_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,

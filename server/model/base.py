@@ -1,4 +1,4 @@
-"""Loads the base model and says what it is: source, fingerprint, linear layers. Knows nothing of adapters or requests."""
+"""Loads the base model and says what it is: source, fingerprint, linear layers. Knows no adapters and no requests."""
 
 import hashlib
 import importlib.util
@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -65,12 +65,11 @@ def load_base(source: str, *, dtype: DtypeName = "auto", device: str = "auto", c
     target = choose_device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, revision=revision, dtype=choose_dtype(dtype, target), attn_implementation="sdpa"
-        )
+        model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=choose_dtype(dtype, target))
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base model {source!r} could not be loaded: {error}") from error
-    model = model.to(target).eval().requires_grad_(False)
+    torch.nn.Module.to(model, target)
+    model.train(False).requires_grad_(False)
     return Base(
         source=source,
         model=model,
@@ -102,7 +101,7 @@ def describe(model: PreTrainedModel) -> BaseSpec:
     The fingerprint is sha256 over the identity fields of the config and every parameter's name, shape and value
     cast to bf16, so an fp32 and a bf16 server of the same weights agree.
     """
-    head = model.get_output_embeddings()
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     linears = {name: _features(m) for name, m in model.named_modules() if is_linear(m) and m is not head}
     return BaseSpec(fingerprint=_fingerprint(model), linears=linears)
 
@@ -114,8 +113,8 @@ def is_linear(module: nn.Module) -> bool:
 def _features(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    rows, columns = module.weight.shape  # Conv1D keeps its weight as [in, out]
-    return int(rows), int(columns)
+    rows, columns = next(module.parameters()).shape  # Conv1D keeps its weight as [in, out]
+    return rows, columns
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
@@ -124,7 +123,7 @@ def _fingerprint(model: PreTrainedModel) -> str:
     digest.update(json.dumps(identity, sort_keys=True).encode())
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy())
+        digest.update(parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().data)
     return "sha256:" + digest.hexdigest()
 
 
@@ -134,7 +133,7 @@ def _stop_tokens(generation: GenerationConfig | None, tokenizer: PreTrainedToken
     return frozenset(t for t in [*tokens, tokenizer.eos_token_id] if t is not None)
 
 
-def _max_context(config: AutoConfig) -> int:
+def _max_context(config: PreTrainedConfig) -> int:
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         raise BaseModelError(

@@ -1,6 +1,6 @@
 """Messages to tokens: chat template, generation prompt, indicator tokens. Knows no tensors and no weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from expert_store import Indicators
 from server.errors import UnusableIndicators
 
-Message = Mapping[str, str]
+Message = dict[str, str]
 MAX_INDICATOR_TOKENS = 16
 
 # For base models whose tokenizer brings no chat template.

@@ -2,8 +2,8 @@
 
 Knows arenas, rows and masks; nothing of experts' names, sequences or disks.
 
-Each adapted linear owns an *arena*: two matrices whose rows are rank-1 terms. An expert of rank r holds r adjacent rows in
-every arena. One step multiplies its tokens by the rows present and masks out what is not theirs, so any mix of ranks
+Each adapted linear owns an *arena*: two matrices whose rows are rank-1 terms. An expert of rank r holds r adjacent rows
+in every arena. One step multiplies its tokens by the rows present and masks out what is not theirs, so any mix of ranks
 and targets costs three operations a layer.
 """
 
@@ -55,7 +55,7 @@ class MultiLoraLinear(nn.Module):
         self.base = base
         self._switch = switch
         self._users: set[int] = set()  # first rows of the experts that target this layer
-        weight = base.weight
+        weight = next(base.parameters())
         self.arena_a = torch.zeros(num_rows, features[0], dtype=weight.dtype, device=weight.device)
         self.arena_b = torch.zeros(num_rows, features[1], dtype=weight.dtype, device=weight.device)
 

@@ -35,7 +35,7 @@ class Considered:
 
 @dataclass(frozen=True)
 class Decision:
-    """Who answers and why. `expert` None is the base model; `fallback` is True where it answers for want of an expert."""
+    """Who answers and why. `expert` None is the base model; `fallback`: it answers for want of an expert."""
 
     router: RouterName
     expert: ExpertVersion | None

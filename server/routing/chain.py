@@ -1,4 +1,4 @@
-"""The sequential self-selection chain (SEE, arXiv 2504.06664). Knows the order of asking; nothing of how an expert is asked.
+"""The sequential self-selection chain (SEE, arXiv 2504.06664). Knows whom to ask next; nothing of how that is done.
 
 The answer is always that of the plain chain: the first expert, in chain order, that accepts. To get there with
 little work, experts are asked a window at a time; within it the activated ones go first, all together, since they

@@ -1,0 +1,81 @@
+"""One tiny base, six adapters of unlike kinds, ranks and targets, and an engine that serves them in fp32."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from expert_store import ExpertStore, ExpertVersion
+from server.engine import Engine, EngineConfig, PoolEvent, StepStats
+from server.model.base import Base, load_base
+from server.model.chat import ChatFormat
+from tests.support import tiny
+
+
+class Recorder:
+    """Keeps what the engine reports."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepStats] = []
+        self.events: list[PoolEvent] = []
+
+    def on_step(self, stats: StepStats) -> None:
+        self.steps.append(stats)
+
+    def on_pool_event(self, event: PoolEvent) -> None:
+        self.events.append(event)
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything the parity tests need."""
+
+    folder: Path
+    base: Base
+    chat: ChatFormat
+    store: ExpertStore
+    experts: dict[str, ExpertVersion]
+    adapters: dict[str, Path]
+    engine: Engine
+    recorder: Recorder
+
+
+ADAPTERS: dict[str, dict[str, object]] = {
+    "act4": {"kind": "alora", "rank": 4},
+    "act16": {"kind": "alora", "rank": 16, "targets": ["q_proj", "v_proj"]},
+    "act64": {"kind": "alora", "rank": 64, "targets": ["down_proj", "o_proj"]},
+    "plain8": {"kind": "lora", "rank": 8},
+    "plain64": {"kind": "lora", "rank": 64, "targets": ["k_proj", "gate_proj"], "use_rslora": True},
+    "plain12": {"kind": "lora", "rank": 4, "rank_pattern": {"q_proj": 12}, "alpha_pattern": {"v_proj": 3}},
+}
+
+
+def small_config(**changes: int) -> EngineConfig:
+    values = {"kv_memory_bytes": 1 << 24, "step_tokens": 64, "num_slots": 32, **changes}
+    return EngineConfig(**values)
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def world(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("world")
+    base = load_base(str(base_folder), dtype="fp32", device="cpu", cache=root / "cache")
+    chat = ChatFormat(base.tokenizer)
+    store = ExpertStore.open(root / "store")
+    adapters, experts = {}, {}
+    for seed, (name, options) in enumerate(ADAPTERS.items()):
+        adapters[name] = tiny.write_adapter(
+            root / name, base_folder, seed=seed, invocation=chat.generation_prompt, **options
+        )
+        experts[name] = tiny.publish(store, base, adapters[name], name)
+    recorder = Recorder()
+    engine = Engine(base, chat, small_config(), recorder)
+    engine.start()
+    yield World(base_folder, base, chat, store, experts, adapters, engine, recorder)
+    engine.stop()
+    engine.check_integrity()

@@ -1,0 +1,210 @@
+"""Sessions under pressure: little memory, few slots, sudden cancels, broken files. Nothing leaks."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from expert_store import ExpertVersion, StoreError
+from server.engine import Branches, Engine, Sampling, StepStats
+from server.errors import EngineStopped, InvocationMissing, NotSelfSelecting, PromptTooLong, RequestTooLarge
+from server.model.base import load_base
+from server.model.chat import ChatFormat, Prompt
+from tests.engine.conftest import ADAPTERS, Recorder, World, small_config
+from tests.support import tiny
+
+
+@pytest.fixture(scope="module")
+def tight(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Recorder]]:
+    """The same base and store, with KV memory for about two requests and slots for about two experts."""
+    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path_factory.mktemp("cache"))
+    recorder = Recorder()
+    config = small_config(kv_memory_bytes=60 * 16 * 768, num_slots=10, step_tokens=24)
+    engine = Engine(base, ChatFormat(base.tokenizer), config, recorder)
+    engine.start()
+    yield engine, recorder
+    engine.stop()
+    engine.check_integrity()
+
+
+def prompt_of(world: World, text: str) -> Prompt:
+    return world.chat.render([{"role": "user", "content": text}])
+
+
+async def answer(engine: Engine, prompt: Prompt, expert: ExpertVersion | None, count: int = 10) -> list[int]:
+    async with await engine.open(prompt, max_new_tokens=count) as session:
+        stream = session.generate(expert, Sampling(max_new_tokens=count, ignore_eos=True))
+        return [token.token async for token in stream]
+
+
+async def _open(engine: Engine, prompt: Prompt, branches: Branches) -> None:
+    async with await engine.open(prompt, max_new_tokens=10, branches=branches):
+        pass
+
+
+def test_more_requests_than_memory_and_more_experts_than_slots_all_finish_unchanged(
+    world: World, tight: tuple[Engine, Recorder]
+) -> None:
+    engine, recorder = tight
+    requests = [
+        (prompt_of(world, f"request {i} " * (1 + i % 5)), world.experts[name])
+        for i, name in enumerate([*ADAPTERS, *reversed(ADAPTERS)])
+    ]
+    alone = [asyncio.run(answer(world.engine, *request)) for request in requests]
+
+    async def together() -> list[list[int]]:
+        return await asyncio.gather(*(answer(engine, *request) for request in requests))
+
+    assert asyncio.run(together()) == alone
+    assert any(event.kind == "evict" for event in recorder.events)
+    assert max(step.waiting_sessions for step in recorder.steps) > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_cancels_with_little_memory_leak_nothing(
+    world: World, tight: tuple[Engine, Recorder], seed: int
+) -> None:
+    engine, _ = tight
+    chance = random.Random(seed)
+    names = list(ADAPTERS)
+
+    async def request() -> None:
+        prompt = prompt_of(world, "word " * chance.randrange(1, 40))
+        experts = [world.experts[name] for name in chance.sample(names, 2)]
+        async with await engine.open(prompt, max_new_tokens=20, branches=Branches(2, 2)) as session:
+            if chance.random() < 0.5:
+                await session.score(experts)
+                session.drop(experts[:1])
+            winner = chance.choice([None, *experts])
+            async for _ in session.generate(winner, Sampling(max_new_tokens=20, ignore_eos=True)):
+                if chance.random() < 0.1:
+                    return
+
+    async def storm() -> None:
+        tasks = [asyncio.create_task(request()) for _ in range(30)]
+        for _ in tasks:
+            await asyncio.sleep(chance.random() * 0.02)
+            if chance.random() < 0.5:
+                chance.choice(tasks).cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert len(await answer(engine, prompt_of(world, "still here"), world.experts["act4"])) == 10
+
+    asyncio.run(storm())
+    assert engine.alive
+
+
+def test_leaving_a_session_frees_its_memory_within_one_step(world: World) -> None:
+    engine, recorder = world.engine, world.recorder
+
+    async def leave_early() -> None:
+        prompt = prompt_of(world, "a long story")
+        async with await engine.open(prompt, max_new_tokens=400) as session:
+            stream = session.generate(None, Sampling(max_new_tokens=400, ignore_eos=True))
+            for _ in range(3):
+                await anext(stream)
+            await stream.aclose()
+        steps = len(recorder.steps)
+        await asyncio.sleep(0.3)
+        assert len(recorder.steps) - steps <= 1
+
+    asyncio.run(leave_early())
+
+
+def test_what_can_never_fit_is_refused_with_both_numbers(world: World, tight: tuple[Engine, Recorder]) -> None:
+    prompt = prompt_of(world, "hello")
+    with pytest.raises(PromptTooLong, match=r"512"):
+        asyncio.run(answer(world.engine, prompt, None, count=600))
+    with pytest.raises(RequestTooLarge, match=r"has 60"):
+        asyncio.run(_open(tight[0], prompt, Branches(40, 40)))
+    assert world.engine.alive
+
+
+def test_an_expert_whose_invocation_is_missing_is_refused(world: World) -> None:
+    prompt = Prompt(tokens=tuple(range(10, 40)), body_length=30)
+    with pytest.raises(InvocationMissing, match="act4@1"):
+        asyncio.run(answer(world.engine, prompt, world.experts["act4"]))
+
+
+def test_an_expert_without_indicators_cannot_be_asked(world: World) -> None:
+    mute = tiny.publish(world.store, world.base, world.adapters["plain8"], "mute", indicators=False)
+
+    async def ask() -> None:
+        async with await world.engine.open(prompt_of(world, "hello"), max_new_tokens=1) as session:
+            await session.score([mute])
+
+    with pytest.raises(NotSelfSelecting, match="mute"):
+        asyncio.run(ask())
+    named = asyncio.run(answer(world.engine, prompt_of(world, "hello"), mute))
+    model = tiny.oracle(world.folder, world.adapters["plain8"], world.base.dtype)
+    assert named == tiny.oracle_tokens(model, prompt_of(world, "hello").tokens, 10)
+
+
+def test_files_that_vanish_fail_only_the_request_that_needs_them(world: World) -> None:
+    lost = tiny.publish(world.store, world.base, world.adapters["act4"], "lost")
+    for file in lost.folder.iterdir():
+        file.unlink()
+
+    async def both() -> list[object]:
+        prompt = prompt_of(world, "hello")
+        tasks = (answer(world.engine, prompt, lost), answer(world.engine, prompt, world.experts["act16"]))
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    failed, fine = asyncio.run(both())
+    assert isinstance(failed, StoreError | OSError)
+    assert isinstance(fine, list)
+    assert world.engine.alive
+
+
+def test_measured_effect_tells_an_expert_from_a_no_op(world: World) -> None:
+    prompt = prompt_of(world, "hello")
+    effects = [asyncio.run(world.engine.measure_effect(world.experts[name], prompt)) for name in ADAPTERS]
+    assert min(effects) > 0.05
+
+
+def test_minimum_length_and_stop_tokens(world: World) -> None:
+    prompt = prompt_of(world, "hello")
+
+    async def finish(sampling: Sampling) -> tuple[int, str | None]:
+        async with await world.engine.open(prompt, max_new_tokens=sampling.max_new_tokens) as session:
+            tokens = [token async for token in session.generate(None, sampling)]
+            return len(tokens), tokens[-1].finish_reason
+
+    free = asyncio.run(finish(Sampling(max_new_tokens=400, temperature=2.0, seed=4)))
+    assert free[1] == "stop"
+    longer = asyncio.run(finish(Sampling(max_new_tokens=400, min_new_tokens=free[0] + 5, temperature=2.0, seed=4)))
+    assert longer[0] > free[0]
+    assert asyncio.run(finish(Sampling(max_new_tokens=7, ignore_eos=True))) == (7, "length")
+
+
+def test_sessions_of_a_stopped_engine_are_told(world: World, tmp_path: Path) -> None:
+    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path)
+    engine = Engine(base, ChatFormat(base.tokenizer), small_config(), Recorder())
+    engine.start()
+
+    async def interrupted() -> None:
+        async with await engine.open(prompt_of(world, "hello"), max_new_tokens=400) as session:
+            async for _ in session.generate(None, Sampling(max_new_tokens=400, ignore_eos=True)):
+                await asyncio.to_thread(engine.stop)
+
+    with pytest.raises(EngineStopped):
+        asyncio.run(interrupted())
+    assert not engine.alive
+    with pytest.raises(EngineStopped):
+        asyncio.run(answer(engine, prompt_of(world, "hello"), None))
+    engine.check_integrity()
+
+
+def test_a_failing_step_stops_the_engine_and_says_so(world: World, tmp_path: Path) -> None:
+    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path)
+
+    class Broken(Recorder):
+        def on_step(self, stats: StepStats) -> None:  # noqa: ARG002 - the seam's signature
+            raise RuntimeError("a step failed")
+
+    engine = Engine(base, ChatFormat(base.tokenizer), small_config(), Broken())
+    engine.start()
+    with pytest.raises(EngineStopped):
+        asyncio.run(answer(engine, prompt_of(world, "hello"), None))
+    assert not engine.alive

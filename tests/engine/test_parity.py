@@ -1,0 +1,173 @@
+"""A request's tokens are the same alone, in any mixed batch, after a probe, and in PEFT."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store import ExpertStore, ExpertVersion
+from server.engine import Branches, Engine, Sampling
+from server.engine.runner import Runner
+from server.errors import BaseModelError
+from server.model.base import load_base
+from server.model.chat import ChatFormat, Prompt
+from tests.engine.conftest import ADAPTERS, Recorder, World, small_config
+from tests.support import tiny
+
+PROMPTS = ["What is the capital of France?", "the quick brown fox " * 12, "0123", "Jumps over the lazy dog, " * 5]
+COUNT = 12
+
+
+def prompt_of(world: World, index: int) -> Prompt:
+    return world.chat.render([{"role": "user", "content": PROMPTS[index % len(PROMPTS)]}])
+
+
+async def answer(engine: Engine, prompt: Prompt, expert: ExpertVersion | None, count: int = COUNT) -> list[int]:
+    sampling = Sampling(max_new_tokens=count, ignore_eos=True)
+    async with await engine.open(prompt, max_new_tokens=count) as session:
+        return [token.token async for token in session.generate(expert, sampling)]
+
+
+@pytest.mark.parametrize("name", [None, *ADAPTERS])
+def test_greedy_tokens_equal_peft_in_fp32(world: World, name: str | None) -> None:
+    expert = world.experts[name] if name else None
+    model = tiny.oracle(world.folder, world.adapters[name] if name else None, torch.float32)
+    for index in range(len(PROMPTS)):
+        prompt = prompt_of(world, index)
+        expected = tiny.oracle_tokens(model, [*prompt.tokens, *tiny.forced(world.chat, expert)], COUNT)
+        # Stop tokens are masked on both sides: min_new_tokens there, ignore_eos here.
+        assert asyncio.run(answer(world.engine, prompt, expert)) == expected
+
+
+def test_adapters_change_the_answer(world: World) -> None:
+    """Guards the parity tests against adapters too weak to tell apart."""
+    prompt = prompt_of(world, 0)
+    answers = {name: asyncio.run(answer(world.engine, prompt, world.experts[name])) for name in ADAPTERS}
+    assert len({tuple(tokens) for tokens in answers.values()}) == len(ADAPTERS)
+
+
+@pytest.mark.parametrize("shape", ["distinct", "identical", "skewed", "all_twice"])
+def test_mixed_batch_gives_the_same_tokens_as_alone(world: World, shape: str) -> None:
+    names: list[str | None] = {
+        "distinct": [None, *ADAPTERS],
+        "identical": ["act4"] * 8,
+        "skewed": ["plain8"] * 6 + [None, "act64"],
+        "all_twice": [*ADAPTERS, None, None, *reversed(ADAPTERS)],
+    }[shape]
+    requests = [(prompt_of(world, i), world.experts[n] if n else None) for i, n in enumerate(names)]
+    alone = [asyncio.run(answer(world.engine, *request)) for request in requests]
+    steps_before = len(world.recorder.steps)
+
+    async def together() -> list[list[int]]:
+        return await asyncio.gather(*(answer(world.engine, *request) for request in requests))
+
+    assert asyncio.run(together()) == alone
+    assert max(step.sequences for step in world.recorder.steps[steps_before:]) == len(names)
+
+
+def test_probed_expert_answers_as_when_named(world: World) -> None:
+    prompt = prompt_of(world, 1)
+    asked = [world.experts[name] for name in ("act4", "act16", "plain8", "act64", "plain64")]
+
+    async def probed(winner: ExpertVersion | None) -> list[int]:
+        branches = Branches(activated=3, plain=2)
+        async with await world.engine.open(prompt, max_new_tokens=COUNT, branches=branches) as session:
+            await session.score(asked)
+            session.drop([e for e in asked if winner is None or e.digest != winner.digest])
+            tokens = session.generate(winner, Sampling(max_new_tokens=COUNT, ignore_eos=True))
+            return [token.token async for token in tokens]
+
+    for winner in [*asked, None]:
+        assert asyncio.run(probed(winner)) == asyncio.run(answer(world.engine, prompt, winner))
+
+
+def test_indicator_logits_equal_peft(world: World) -> None:
+    prompt = prompt_of(world, 3)
+    for name, expert in world.experts.items():
+
+        async def scored(expert: ExpertVersion = expert) -> tuple[float, float]:
+            async with await world.engine.open(prompt, max_new_tokens=1, branches=Branches(1, 1)) as session:
+                (logits,) = await session.score([expert])
+                return logits.accept, logits.reject
+
+        assert expert.manifest.indicators is not None
+        indicators = world.chat.indicator_tokens(expert.manifest.indicators)
+        model = tiny.oracle(world.folder, world.adapters[name], torch.float32).eval()
+        with torch.no_grad():
+            logits_V = model(input_ids=torch.tensor([[*prompt.tokens, *indicators.shared]])).logits[0, -1]
+        expected = logits_V[[indicators.accept_token, indicators.reject_token]].tolist()
+        assert asyncio.run(scored()) == pytest.approx(tuple(expected), abs=1e-4)
+
+
+def test_computed_tokens_show_one_prefill_for_all_activated_experts(world: World) -> None:
+    prompt = prompt_of(world, 1)
+    asked = [world.experts[name] for name in ("act4", "act16", "act64")]
+    forced = tiny.forced(world.chat, asked[0])
+    assert asked[0].manifest.indicators is not None
+    shared = world.chat.indicator_tokens(asked[0].manifest.indicators).shared
+
+    async def computed() -> int:
+        async with await world.engine.open(prompt, max_new_tokens=COUNT, branches=Branches(3, 0)) as session:
+            await session.score(asked)
+            async for _ in session.generate(asked[0], Sampling(max_new_tokens=COUNT, ignore_eos=True)):
+                pass
+            return session.computed_tokens
+
+    suffix = len(prompt.tokens) - prompt.body_length + len(shared)
+    answer_tokens = len(forced) - len(shared) + COUNT - 1  # the last token is never run through the model
+    assert asyncio.run(computed()) == prompt.body_length + len(asked) * suffix + answer_tokens
+
+
+def test_bf16_logits_stay_within_tolerance_of_peft(world: World, tmp_path: Path) -> None:
+    """Root mean square difference below 0.06 of the logits' spread: bf16 rounds each of the layers' sums to 8 bits."""
+    base = load_base(str(world.folder), dtype="bf16", device="cpu", cache=tmp_path)
+    engine = Engine(base, ChatFormat(base.tokenizer), small_config(), Recorder())
+    engine.start()
+    prompt = prompt_of(world, 1)
+
+    async def logits(expert: ExpertVersion | None) -> torch.Tensor:
+        async with await engine.open(prompt, max_new_tokens=1, branches=Branches(plain=1)) as session:
+            return await session.logits(expert)
+
+    try:
+        for name, expert in [(None, None), *world.experts.items()]:
+            model = tiny.oracle(world.folder, world.adapters[name] if name else None, torch.bfloat16).eval()
+            with torch.no_grad():
+                expected = model(input_ids=torch.tensor([list(prompt.tokens)])).logits[0, -1].float()
+            error = (asyncio.run(logits(expert)) - expected).square().mean().sqrt() / expected.std()
+            assert error < 0.06, (name, float(error))
+    finally:
+        engine.stop()
+
+
+@pytest.mark.parametrize("family", [name for name in tiny.FAMILIES if name != "llama"])
+def test_other_families_compute_what_transformers_computes(family: str, tmp_path: Path) -> None:
+    folder = tiny.write_base(tmp_path / family, family)
+    base = load_base(str(folder), dtype="fp32", device="cpu", cache=tmp_path)
+    chat = ChatFormat(base.tokenizer)
+    adapter = tiny.write_adapter(tmp_path / "adapter", folder, kind="alora", invocation=chat.generation_prompt)
+    expert = tiny.publish(ExpertStore.open(tmp_path / "store"), base, adapter, "expert", indicators=False)
+    engine = Engine(base, chat, small_config(), Recorder())
+    engine.start()
+    try:
+        for text in PROMPTS:
+            prompt = chat.render([{"role": "user", "content": text}])
+            for named, path in ((None, None), (expert, adapter)):
+                model = tiny.oracle(folder, path, torch.float32)
+                assert asyncio.run(answer(engine, prompt, named)) == tiny.oracle_tokens(model, prompt.tokens, COUNT)
+    finally:
+        engine.stop()
+
+
+def test_a_model_that_computes_something_else_is_refused(world: World, tmp_path: Path) -> None:
+    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path)
+
+    def disturb(_: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> tuple[object, object]:
+        changed = kwargs["hidden_states"] * 2 if "attention_plan" in kwargs else kwargs["hidden_states"]
+        return args, {**kwargs, "hidden_states": changed}
+
+    base.model.model.layers[1].self_attn.register_forward_pre_hook(disturb, with_kwargs=True)
+
+    with pytest.raises(BaseModelError, match="does not give the same logits"):
+        Runner(base, kv_memory_bytes=1 << 22, block_tokens=16, num_rows=8)

@@ -1,0 +1,73 @@
+"""Grouped attention over the paged cache against one plain attention a segment."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from server.model.attention import (
+    KVGeometry,
+    PagedKV,
+    SegmentSpan,
+    allowed_keys,
+    attend_segment,
+    paged_attention,
+    plan_attention,
+)
+
+HEADS, KV_HEADS, WIDTH, CAPACITY = 6, 2, 16, 4
+SHAPES = {
+    "decodes": [(1, 7), (1, 0), (1, 30), (1, 31)],
+    "probes": [(5, 12), (5, 13), (5, 40)],
+    "prefills": [(40, 0), (23, 9)],
+    "mixed": [(1, 3), (17, 0), (5, 8), (1, 70), (16, 4), (1, 0)],
+}
+
+
+def lay_out(shape: list[tuple[int, int]]) -> tuple[list[SegmentSpan], int]:
+    """Spans of (queries, position), with their blocks scattered over the cache."""
+    free = list(range(1, 120))
+    random.Random(0).shuffle(free)
+    spans, first = [], 0
+    for num_queries, position in shape:
+        blocks = [free.pop() for _ in range(-(-(num_queries + position) // CAPACITY))]
+        spans.append(SegmentSpan(first, num_queries, position, blocks))
+        first += num_queries
+    return spans, first
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_attention_equals_one_segment_at_a_time(
+    shape: str, window: int | None, softcap: float | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    kv = PagedKV(
+        geometry=KVGeometry(1, KV_HEADS, WIDTH), num_blocks=120, block_tokens=CAPACITY, dtype=dtype, device=device
+    )
+    kv.keys[0].normal_()
+    kv.values[0].normal_()
+    spans, total = lay_out(SHAPES[shape])
+    query, key, value = (torch.randn(1, heads, total, WIDTH).to(dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    output, _ = paged_attention(
+        SimpleNamespace(layer_idx=0), query, key, value, None,
+        scaling=0.3, sliding_window=window, softcap=softcap, attention_plan=plan_attention(spans, kv),
+    )  # fmt: skip
+
+    for span in spans:
+        tokens = slice(span.first_token, span.first_token + span.num_queries)
+        keys, values = (c[0][span.blocks].transpose(1, 2).flatten(0, 1)[: span.num_keys] for c in (kv.keys, kv.values))
+        torch.testing.assert_close(keys[span.position :], key[0].transpose(0, 1)[tokens])
+        mask = allowed_keys(torch.arange(span.position, span.num_keys), span.num_keys, window)
+        expected = attend_segment(query[0].transpose(0, 1)[tokens], keys, values, mask=mask, scale=0.3, softcap=softcap)
+        tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+        torch.testing.assert_close(output[0, tokens], expected, atol=tolerance, rtol=tolerance)
+
+
+def test_mask_allows_the_past_within_the_window() -> None:
+    allowed = allowed_keys(torch.tensor([2, 3]), 5, 2)
+    assert allowed.tolist() == [[False, True, True, False, False], [False, False, True, True, False]]

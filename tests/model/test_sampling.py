@@ -1,0 +1,83 @@
+"""Sampling against transformers' own logits processors, and the independence of rows."""
+
+import pytest
+import torch
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from server.model.sampling import SampleRow, Sampling, penalise, sample, sample_row, truncate
+
+VOCABULARY = 300
+
+
+def row(
+    sampling: Sampling, *, prompt: tuple[int, ...] = (), new: tuple[int, ...] = (), forbidden: tuple[int, ...] = ()
+) -> SampleRow:
+    return SampleRow(sampling, prompt, new, forbidden, sampling.new_generator(torch.device("cpu")))
+
+
+@pytest.fixture
+def logits_V() -> torch.Tensor:
+    return torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(3)) * 3
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 7, 299, 1000])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3, 0.001])
+@pytest.mark.parametrize("min_p", [0.0, 0.05, 0.6])
+def test_truncation_keeps_what_transformers_keeps(
+    logits_V: torch.Tensor, top_k: int, top_p: float, min_p: float
+) -> None:
+    temperature = 0.7
+    expected = TemperatureLogitsWarper(temperature)(None, logits_V[None].clone())
+    if top_k:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    if min_p:
+        expected = MinPLogitsWarper(min_p)(None, expected)
+
+    kept = truncate(logits_V / temperature, Sampling(top_k=top_k, top_p=top_p, min_p=min_p))
+
+    torch.testing.assert_close(kept, expected[0])
+    assert torch.isfinite(kept).any()
+
+
+def test_repetition_penalty_equals_transformers(logits_V: torch.Tensor) -> None:
+    seen = (3, 5, 5, 299)
+    expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([seen]), logits_V[None].clone())[0]
+    penalised = penalise(logits_V.clone(), row(Sampling(repetition_penalty=1.3), prompt=seen[:2], new=seen[2:]))
+    torch.testing.assert_close(penalised, expected)
+
+
+def test_presence_penalty_counts_the_answer_once_and_not_the_prompt(logits_V: torch.Tensor) -> None:
+    changed = penalise(logits_V.clone(), row(Sampling(presence_penalty=0.5), prompt=(9,), new=(3, 3, 4))) - logits_V
+    assert changed[[3, 4]].tolist() == pytest.approx([-0.5, -0.5])
+    assert changed.count_nonzero() == 2
+
+
+def test_forbidden_tokens_are_never_chosen(logits_V: torch.Tensor) -> None:
+    best = int(logits_V.argmax())
+    assert sample(logits_V[None], [row(Sampling())]) == [best]
+    assert sample(logits_V[None], [row(Sampling(), forbidden=(best,))]) == [int(logits_V.topk(2).indices[1])]
+
+
+def test_a_seed_fixes_the_draws_whatever_the_batch(logits_V: torch.Tensor) -> None:
+    seeded = Sampling(temperature=1.0, seed=11)
+    alone = row(seeded)
+    draws_alone = [sample_row(logits_V, alone) for _ in range(5)]
+    shared, other = row(seeded), row(Sampling(temperature=1.5, seed=12))
+    draws_shared = [sample(torch.stack([logits_V, logits_V]), [other, shared])[1] for _ in range(5)]
+    assert draws_alone == draws_shared
+    assert len(set(draws_alone)) > 1
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits_V = torch.tensor([0.0, 1.0, 2.0])
+    source = row(Sampling(temperature=1.0, seed=0))
+    counts = torch.bincount(torch.tensor([sample_row(logits_V, source) for _ in range(4000)]), minlength=3)
+    torch.testing.assert_close(counts / 4000, logits_V.softmax(-1), atol=0.03, rtol=0)

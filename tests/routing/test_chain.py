@@ -1,0 +1,108 @@
+"""The chain answers as if it asked one expert after another, whatever the windows."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expert_store import Catalog, Expert, ExpertVersion, Indicators
+from server.engine import Branches, IndicatorLogits
+from server.routing import ChainRouter, score
+from tests.support.catalogs import make_version
+
+
+class FakeProber:
+    """Answers from a table; keeps count of what is asked and held."""
+
+    def __init__(self, logits: dict[str, float]) -> None:
+        self._logits = logits
+        self.asked: list[list[str]] = []
+        self.held: set[str] = set()
+        self.most_held = Branches()
+
+    async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:
+        self.asked.append([expert.name for expert in experts])
+        self.held |= {expert.digest for expert in experts}
+        return [IndicatorLogits(accept=self._logits[expert.name], reject=0.0) for expert in experts]
+
+    def drop(self, experts: Sequence[ExpertVersion]) -> None:
+        self.held -= {expert.digest for expert in experts}
+
+
+def catalog_of(kinds: Sequence[str], thresholds: Sequence[float] | None = None) -> Catalog:
+    versions = [
+        make_version(f"e{i}", kind=kind, threshold=(thresholds or [0.5] * len(kinds))[i])
+        for i, kind in enumerate(kinds)
+    ]
+    experts = {v.name: Expert(v.name, {1: v}, {"live": 1}) for v in versions}
+    return Catalog(generation=7, experts=experts, chain=tuple(experts))
+
+
+kinds_and_logits = st.lists(st.tuples(st.sampled_from(["lora", "alora"]), st.floats(-4, 4)), max_size=20)
+
+
+@settings(max_examples=200, deadline=None)
+@given(kinds_and_logits, st.integers(1, 9), st.integers(1, 4))
+def test_windows_never_change_who_answers(pool: list[tuple[str, float]], window: int, plain_window: int) -> None:
+    catalog = catalog_of([kind for kind, _ in pool])
+    logits = {f"e{i}": logit for i, (_, logit) in enumerate(pool)}
+    prober = FakeProber(logits)
+    decision = asyncio.run(ChainRouter(window=window, plain_window=plain_window).route(catalog, prober))
+
+    first = next((name for name in catalog.chain if score(IndicatorLogits(logits[name], 0.0)) >= 0.5), None)
+    assert (decision.expert.name if decision.expert else None) == first
+    assert decision.fallback == (first is None)
+    assert decision.catalog_generation == 7
+    asked = [name for batch in prober.asked for name in batch]
+    assert len(asked) == len(set(asked))
+    assert [c.expert for c in decision.considered] == sorted(asked, key=catalog.chain.index)
+    before = list(catalog.chain[: catalog.chain.index(first)]) if first else list(catalog.chain)
+    assert set(before) <= set(asked), "everybody in front of the winner has been asked"
+    assert prober.held == ({decision.expert.digest} if decision.expert else set())
+
+
+def test_plain_experts_behind_an_accepting_activated_one_are_never_asked() -> None:
+    prober = FakeProber({"e0": -1, "e1": -1, "e2": 1, "e3": 5})
+    catalog = catalog_of(["lora", "alora", "alora", "lora"])
+    decision = asyncio.run(ChainRouter(window=8, plain_window=2).route(catalog, prober))
+    assert prober.asked == [["e1", "e2"], ["e0"]]
+    assert decision.expert is not None
+    assert decision.expert.name == "e2"
+
+
+def test_later_windows_are_not_asked_once_somebody_accepts() -> None:
+    prober = FakeProber({f"e{i}": 1.0 if i == 1 else -1.0 for i in range(6)})
+    asyncio.run(ChainRouter(window=2).route(catalog_of(["alora"] * 6), prober))
+    assert prober.asked == [["e0", "e1"]]
+
+
+def test_each_expert_is_held_to_its_own_threshold() -> None:
+    prober = FakeProber({"e0": 1.0, "e1": 1.0})
+    decision = asyncio.run(ChainRouter().route(catalog_of(["alora", "alora"], [0.9, 0.6]), prober))
+    assert [c.accepted for c in decision.considered] == [False, True]
+    assert decision.score == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_an_empty_chain_falls_back_to_the_base() -> None:
+    decision = asyncio.run(ChainRouter().route(Catalog(generation=1), FakeProber({})))
+    assert (decision.expert, decision.fallback, decision.reason) == (None, True, "no_acceptance")
+
+
+def test_branches_count_what_one_window_can_hold() -> None:
+    router = ChainRouter(window=4, plain_window=2)
+    assert router.branches(catalog_of(["alora"] * 9 + ["lora"] * 5)) == Branches(activated=4, plain=2)
+    assert router.branches(catalog_of(["alora", "lora"])) == Branches(activated=1, plain=1)
+
+
+@pytest.mark.parametrize("difference", [-1000.0, -3.0, 0.0, 3.0, 1000.0])
+def test_score_is_a_stable_sigmoid(difference: float) -> None:
+    value = score(IndicatorLogits(accept=difference + 5, reject=5.0))
+    assert 0 <= value <= 1
+    assert value == pytest.approx(1 / (1 + math.exp(-min(max(difference, -700), 700))))
+
+
+def test_indicators_default_to_the_papers() -> None:
+    assert (Indicators().accept, Indicators().reject) == ("<<pos>>", "<<neg>>")

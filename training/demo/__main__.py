@@ -1,0 +1,117 @@
+"""Retrains the demo experts with the SEE recipe. Knows their data and settings; the recipe knows everything else.
+
+python -m training.demo --out expert_store/demo          all five, 10 to 15 CPU minutes each on two cores
+python -m training.demo --out expert_store/demo sql      one of them
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from expert_store import ADAPTER_FILES, MANIFEST_FILE
+from server.model.base import BUNDLED, load_base
+from training.cli import default_cache
+from training.demo.task import Row
+from training.demo.tasks import TASKS, general_rows, rows
+from training.progress import TerminalProgress
+from training.see import About, SeeOptions, read_data, train_see
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one demo expert is trained: its kind and how many rows of what."""
+
+    kind: Literal["alora", "lora"] = "alora"
+    own: int = 800
+    others: int = 50  # of each other task
+    general: int = 400
+    learning_rate: float = 3e-3
+
+
+RECIPES = {
+    "dates": Recipe(),
+    "contacts": Recipe(),
+    "sql": Recipe(),
+    "logs": Recipe(),
+    "sentiment": Recipe(kind="lora"),
+}
+SEED = 0
+RANK = 4  # on all linear layers of the bundled base: 2.5 MB
+BATCH_SIZE = 8
+
+
+def train_demo(task: str, recipe: Recipe, *, runs: Path, out: Path, base: str, cache: Path) -> None:
+    """Trains in `runs/<task>`, resuming a run that was cut off there, then replaces `out/<task>`."""
+    work = runs / task
+    data = runs / "data" / task
+    if (work / MANIFEST_FILE).exists():
+        shutil.rmtree(work)
+    own, *negatives = _write_data(task, recipe, data)
+    options = SeeOptions(
+        kind=recipe.kind,
+        rank=RANK,
+        batch_size=BATCH_SIZE,
+        learning_rate=recipe.learning_rate,
+        seed=SEED,
+    )
+    demo = TASKS[task]
+    about = About(task, demo.description, demo.samples[:4], f"python -m training.demo --out DIR {task}")
+    with TerminalProgress(Console()) as progress:
+        train_see(
+            load_base(base, cache=cache),
+            read_data(own, negatives, held_out_own=None, held_out_negatives=None),
+            options,
+            about,
+            out=work,
+            resume=True,
+            observer=progress,
+        )
+    folder = out / task
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*ADAPTER_FILES, MANIFEST_FILE):
+        shutil.copyfile(work / name, folder / f"{name}.new")
+        os.replace(folder / f"{name}.new", folder / name)
+
+
+def _write_data(task: str, recipe: Recipe, folder: Path) -> list[Path]:
+    """The expert's own rows, the other tasks' and the general ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    others = [row for name in TASKS if name != task for row in rows(name, recipe.others, SEED, held_out=False)]
+    files = {
+        "own": rows(task, recipe.own, SEED, held_out=False),
+        "others": others,
+        "general": general_rows(recipe.general, SEED, held_out=False),
+    }
+    return [_write(folder / f"{name}.jsonl", found) for name, found in files.items()]
+
+
+def _write(path: Path, found: Iterable[Row]) -> Path:
+    lines = [json.dumps({"id": r.id, "input": r.input, "output": r.output}, ensure_ascii=False) for r in found]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.demo", description="Retrain the demo experts.")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(RECIPES)}; all if none is named")
+    parser.add_argument("--out", type=Path, required=True, help="gets one folder an expert")
+    parser.add_argument("--runs", type=Path, default=Path("runs/demo"), help="data, checkpoints, unfinished runs")
+    parser.add_argument("--base", default=BUNDLED)
+    given = parser.parse_args(argv)
+    unknown = [task for task in given.tasks if task not in RECIPES]
+    if unknown:
+        parser.error(f"no such demo expert: {', '.join(unknown)}; there are {', '.join(RECIPES)}")
+    for task in given.tasks or RECIPES:
+        print(f"== {task}", flush=True)
+        train_demo(task, RECIPES[task], runs=given.runs, out=given.out, base=given.base, cache=default_cache())
+
+
+if __name__ == "__main__":
+    main()

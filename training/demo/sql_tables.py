@@ -1,0 +1,98 @@
+"""Table schemas to ask about: their columns, their values and how people paste them. Knows no questions.
+
+A column says in its own words what a condition on it sounds like ("older than" for an age).
+"""
+
+import re
+from dataclasses import dataclass
+from random import Random
+
+from training.demo import sql_phrases as words
+
+_TYPES = {"#": "INTEGER", "%": "REAL", "$": "TEXT", "=": "TEXT"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """`says` maps "=", ">" and "<" to this column's own ways of stating such a condition."""
+
+    name: str
+    type: str
+    values: tuple[str, ...]
+    says: dict[str, tuple[str, ...]]
+
+    @property
+    def label(self) -> str:
+        return self.name.replace("_", " ")
+
+    @property
+    def numeric(self) -> bool:
+        return self.type != "TEXT"
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    columns: tuple[Column, ...]
+
+    def numbers(self) -> list[Column]:
+        return [c for c in self.columns if c.numeric and c.name != "id"]
+
+    def categories(self) -> list[Column]:
+        return [c for c in self.columns if c.values]
+
+    def shown(self) -> list[Column]:
+        return [c for c in self.columns if c.name != "id"]
+
+
+def parse_table(line: str) -> Table:
+    name, _, rest = line.partition(": ")
+    return Table(name, tuple(_parse_column(part) for part in rest.split(", ")))
+
+
+def _parse_column(text: str) -> Column:
+    head, *says = text.strip().split("@")
+    match = re.fullmatch(r"(\w+)([#%$=])(.*)", head)
+    assert match, f"bad column {text!r}: this is a bug in the table list"
+    grouped: dict[str, tuple[str, ...]] = {}
+    for say in says:
+        sign = say[0] if say[0] in "<>=" else "="
+        grouped[sign] = (*grouped.get(sign, ()), *say.lstrip("<>=").split("|"))
+    values = tuple(match[3].split("|")) if match[2] == "=" else ()
+    return Column(match[1], _TYPES[match[2]], values, grouped)
+
+
+TABLES = tuple(parse_table(line) for line in words.TABLES)
+HELD_OUT_TABLES = tuple(parse_table(line) for line in words.HELD_OUT_TABLES)
+
+
+def narrow(rng: Random, table: Table) -> Table:
+    """The table with three to five of its columns."""
+    keep = rng.sample(range(1, len(table.columns)), min(len(table.columns) - 1, rng.choice((2, 3, 3, 4))))
+    first = (table.columns[0],) if rng.random() < 0.7 else ()
+    return Table(table.name, first + tuple(table.columns[i] for i in sorted(keep)))
+
+
+def render(rng: Random, table: Table) -> str:
+    """A schema as people paste it."""
+    names = ", ".join(c.name for c in table.columns)
+    typed = ", ".join(f"{c.name} {c.type}" for c in table.columns)
+    roll = rng.random()
+    if roll < 0.45:
+        return rng.choice((f"{table.name}({names})", f"{table.name} ({names})"))
+    if roll < 0.7:
+        return f"CREATE TABLE {table.name} ({typed});"
+    if roll < 0.8:
+        lines = ",\n".join(f"  {c.name} {c.type}" for c in table.columns)
+        return f"CREATE TABLE {table.name} (\n{lines}\n);"
+    if roll < 0.9:
+        return f"{table.name}({typed})"
+    return f"{table.name}\n" + "\n".join(f"- {c.name}" for c in table.columns)
+
+
+def draw_table(rng: Random, *, held_out: bool) -> Table:
+    """A narrowed table that has a number and at least two columns to ask for."""
+    while True:
+        table = narrow(rng, rng.choice(HELD_OUT_TABLES if held_out else TABLES))
+        if table.numbers() and len(table.shown()) >= 2:
+            return table
