@@ -97,6 +97,7 @@ class ExpertPool:
         wanted = frozenset(expert.digest for expert in experts)
         if not all(self._try_place(expert, keep=wanted) for expert in absent):
             self._make_room()
+            self.prefetch(experts)
             return Access.NONE
         return [self._pin(expert) for expert in experts]
 
