@@ -1,0 +1,88 @@
+"""Versioned LoRA experts on disk: what PEFT saved, what is known of it, and which version each name means.
+
+Knows no HTTP, no engine and no torch.
+"""
+
+from expert_store.adapter import (
+    ADAPTER_FILES,
+    AdapterInfo,
+    BaseSpec,
+    copy_adapter,
+    inspect_adapter,
+    read_scaling,
+)
+from expert_store.catalog import LIVE, Catalog, Expert, ExpertVersion
+from expert_store.errors import (
+    CorruptStore,
+    GenerationConflict,
+    InvalidAdapter,
+    InvalidChain,
+    InvalidManifest,
+    InvalidName,
+    StoreBusy,
+    StoreError,
+    UnknownAlias,
+    UnknownExpert,
+    UnknownVersion,
+    VersionInUse,
+)
+from expert_store.integrity import Problem, verify_store
+from expert_store.layout import MANIFEST_FILE
+from expert_store.manifest import (
+    FileRecord,
+    Indicators,
+    Kind,
+    Manifest,
+    ManifestDraft,
+    Training,
+    check_alias,
+    check_name,
+    parse_draft,
+)
+from expert_store.peft_config import CONFIG_FILE, AdapterConfig, parse_config, read_config
+from expert_store.store import ExpertStore, Staged
+from expert_store.weights import WEIGHTS_FILE
+
+__all__ = [
+    "ADAPTER_FILES",
+    "CONFIG_FILE",
+    "LIVE",
+    "MANIFEST_FILE",
+    "WEIGHTS_FILE",
+    "AdapterConfig",
+    "AdapterInfo",
+    "BaseSpec",
+    "Catalog",
+    "CorruptStore",
+    "Expert",
+    "ExpertStore",
+    "ExpertVersion",
+    "FileRecord",
+    "GenerationConflict",
+    "Indicators",
+    "InvalidAdapter",
+    "InvalidChain",
+    "InvalidManifest",
+    "InvalidName",
+    "Kind",
+    "Manifest",
+    "ManifestDraft",
+    "Problem",
+    "Staged",
+    "StoreBusy",
+    "StoreError",
+    "Training",
+    "UnknownAlias",
+    "UnknownExpert",
+    "UnknownVersion",
+    "VersionInUse",
+    "check_alias",
+    "check_name",
+    "copy_adapter",
+    "inspect_adapter",
+    "parse_config",
+    "parse_draft",
+    "read_config",
+    "read_scaling",
+    "verify_store",
+]

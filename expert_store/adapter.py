@@ -1,0 +1,198 @@
+"""Judges a PEFT adapter against a base model: will it be served exactly as PEFT would? Knows no store and no torch."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from expert_store.disk import is_plain_file
+from expert_store.errors import InvalidAdapter, shown
+from expert_store.manifest import Kind
+from expert_store.peft_config import CONFIG_FILE, AdapterConfig, read_config
+from expert_store.weights import WEIGHTS_FILE, Tensor, check_values, read_header
+
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+_KEY_START = "base_model.model."
+_A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """What adapters are checked against: module path -> (in_features, out_features) of every linear layer."""
+
+    fingerprint: str
+    linears: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an accepted adapter is.
+
+    `rank` is the largest one, `target_modules` are the last parts of the adapted modules' paths, `parameters` counts
+    values, `checks` names what was checked, in order.
+    """
+
+    kind: Kind
+    rank: int
+    target_modules: tuple[str, ...]
+    parameters: int
+    invocation_tokens: tuple[int, ...] | None
+    base_fingerprint: str
+    checks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two factors of one module: a_RI and b_OR, of rank R, in features I and out features O."""
+
+    a: Tensor
+    b: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+def inspect_adapter(folder: Path, base: BaseSpec, *, max_rank: int) -> AdapterInfo:
+    """Checks adapter_config.json and adapter_model.safetensors in `folder`; other files but pickles are not looked at.
+
+    Raises InvalidAdapter naming the config key or the file at fault.
+    """
+    checks: list[str] = []
+    _check_files(folder)
+    checks.append("files")
+    config = read_config(folder)
+    checks.append("config")
+    tensors = read_header(folder / WEIGHTS_FILE)
+    checks.append("header")
+    pairs = _pair_up(tensors)
+    _check_modules(pairs, config, base)
+    checks.append("modules")
+    _check_shapes(pairs, base)
+    checks.append("shapes")
+    _check_ranks(pairs, config, max_rank)
+    checks.append("ranks")
+    _check_effect(folder / WEIGHTS_FILE, tensors, pairs)
+    checks.extend(("finite", "effect"))
+    return AdapterInfo(
+        kind="lora" if config.invocation_tokens is None else "alora",
+        rank=max(pair.rank for pair in pairs.values()),
+        target_modules=tuple(sorted({module.rpartition(".")[2] for module in pairs})),
+        parameters=sum(tensor.num_values for tensor in tensors),
+        invocation_tokens=config.invocation_tokens,
+        base_fingerprint=base.fingerprint,
+        checks=tuple(checks),
+    )
+
+
+def read_scaling(config: AdapterConfig, module: str) -> float:
+    """What PEFT multiplies B(A(x)) with in `module`, a path of the base model; patterns and rsLoRA are honoured."""
+    return config.scaling_of(module)
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """Copies PEFT's two files, and nothing else that lies in `source`. Raises InvalidAdapter when one is missing."""
+    _check_present(source)
+    for name in ADAPTER_FILES:
+        shutil.copyfile(source / name, target / name)
+
+
+def _check_files(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICKLE_SUFFIXES:
+            raise InvalidAdapter(path.name, f"{path.name}: pickles are not accepted, only {WEIGHTS_FILE}")
+    _check_present(folder)
+
+
+def _check_present(folder: Path) -> None:
+    for name in ADAPTER_FILES:
+        path = folder / name
+        if path.is_symlink():
+            raise InvalidAdapter(name, f"{name} is a link: give the file itself")
+        if not is_plain_file(path):
+            raise InvalidAdapter(name, f"{name} is missing: both files of PEFT's save_pretrained are needed")
+
+
+def _pair_up(tensors: tuple[Tensor, ...]) -> dict[str, _Pair]:
+    """Module path -> its two factors."""
+    factors: dict[str, dict[str, Tensor]] = {}
+    for tensor in tensors:
+        module, end = _split(tensor.key)
+        factors.setdefault(module, {})[end] = tensor
+    for module, found in factors.items():
+        if len(found) != 2:
+            missing = _B_END if _A_END in found else _A_END
+            raise _refusal(f"{shown(module)} has no {missing[1:]}: lora_A and lora_B come in pairs")
+    return {module: _Pair(found[_A_END], found[_B_END]) for module, found in factors.items()}
+
+
+def _split(key: str) -> tuple[str, str]:
+    for end in (_A_END, _B_END):
+        if key.startswith(_KEY_START) and key.endswith(end):
+            return key[len(_KEY_START) : -len(end)], end
+    raise _refusal(f"the tensor {shown(key)} is no LoRA factor: expected {_KEY_START}<module>.lora_A|lora_B.weight")
+
+
+def _check_modules(pairs: Mapping[str, _Pair], config: AdapterConfig, base: BaseSpec) -> None:
+    """The config, the file and the base must name the very same modules: PEFT would drop or invent the difference."""
+    for name in config.target_names:
+        if not any(module == name or module.endswith(f".{name}") for module in base.linears):
+            raise _wrong_target(f"{shown(name)} is no linear layer of this base: it has {_layer_names(base)}")
+    for module in pairs:
+        if module not in base.linears:
+            raise _wrong_target(f"{shown(module)} is no linear layer of this base: it has {_layer_names(base)}")
+        if not config.targets(module):
+            raise _wrong_target(f"{shown(module)} has weights in {WEIGHTS_FILE}, but the config does not target it")
+    for module in base.linears:
+        if module not in pairs and config.targets(module):
+            raise _refusal(f"the config targets {shown(module)}, but the file holds no weights for it")
+    if not pairs:
+        raise _refusal("holds no LoRA weights: save a trained adapter")
+
+
+def _check_shapes(pairs: Mapping[str, _Pair], base: BaseSpec) -> None:
+    for module, pair in pairs.items():
+        num_in, num_out = base.linears[module]
+        for tensor in (pair.a, pair.b):
+            if len(tensor.shape) != 2 or 0 in tensor.shape:
+                raise _refusal(f"{shown(tensor.key)} has shape {list(tensor.shape)}: two dimensions, none of them 0")
+        expected_a, expected_b = (pair.rank, num_in), (num_out, pair.rank)
+        for tensor, expected in ((pair.a, expected_a), (pair.b, expected_b)):
+            if tensor.shape != expected:
+                raise _refusal(
+                    f"{shown(tensor.key)} has shape {list(tensor.shape)}, this base needs {list(expected)}: "
+                    "was the adapter trained on another base model?"
+                )
+
+
+def _check_ranks(pairs: Mapping[str, _Pair], config: AdapterConfig, max_rank: int) -> None:
+    for module, pair in pairs.items():
+        if pair.rank > max_rank:
+            raise InvalidAdapter(
+                "r", f"{shown(module)} has rank {pair.rank}, at most {max_rank} is served: raise the server's max rank"
+            )
+        declared = config.rank_of(module)
+        if pair.rank != declared:
+            raise InvalidAdapter(
+                "rank_pattern" if config.rank_patterns else "r",
+                f"{CONFIG_FILE}: r and rank_pattern give {shown(module)} rank {declared}, its weights have {pair.rank}",
+            )
+
+
+def _check_effect(path: Path, tensors: tuple[Tensor, ...], pairs: Mapping[str, _Pair]) -> None:
+    nonzero = check_values(path, tensors)
+    if not any(pair.a.key in nonzero and pair.b.key in nonzero for pair in pairs.values()):
+        raise _refusal("every module's update is zero, so it would answer as the base model: save it after training")
+
+
+def _layer_names(base: BaseSpec) -> str:
+    return ", ".join(sorted({module.rpartition(".")[2] for module in base.linears}))
+
+
+def _wrong_target(message: str) -> InvalidAdapter:
+    return InvalidAdapter("target_modules", f"target_modules: {message}")
+
+
+def _refusal(message: str) -> InvalidAdapter:
+    return InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: {message}")

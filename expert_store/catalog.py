@@ -1,0 +1,101 @@
+"""The catalog as one immutable snapshot: experts, versions, aliases, chain. Does no I/O and changes nothing."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from expert_store.errors import UnknownAlias, UnknownExpert, UnknownVersion
+from expert_store.manifest import Kind, Manifest
+
+LIVE = "live"
+_DIGITS = re.compile(r"[0-9]+")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+@dataclass(frozen=True)
+class ExpertVersion:
+    """One published version. `folder` holds PEFT's two files and never changes; two are equal iff their digests are."""
+
+    manifest: Manifest = field(compare=False)
+    digest: str
+    folder: Path = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def version(self) -> int:
+        return self.manifest.version
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def kind(self) -> Kind:
+        return self.manifest.kind
+
+    @property
+    def rank(self) -> int:
+        return self.manifest.rank
+
+    @property
+    def invocation_tokens(self) -> tuple[int, ...] | None:
+        return self.manifest.invocation_tokens
+
+    @property
+    def self_selecting(self) -> bool:
+        """Whether it can accept and reject queries, and so take part in the chain."""
+        return self.manifest.indicators is not None
+
+
+@dataclass(frozen=True)
+class Expert:
+    """All versions of one name (at least one), and the aliases pointing at them."""
+
+    name: str
+    versions: Mapping[int, ExpertVersion]
+    aliases: Mapping[str, int]
+
+    @property
+    def live(self) -> ExpertVersion | None:
+        """What the bare name means and the chain asks."""
+        return self.versions[self.aliases[LIVE]] if LIVE in self.aliases else None
+
+    def select(self, selector: str) -> ExpertVersion:
+        """The version a number or an alias means. Raises UnknownVersion, UnknownAlias."""
+        if _DIGITS.fullmatch(selector):
+            return self._numbered(selector)
+        if selector not in self.aliases:
+            raise UnknownAlias(self.name, selector)
+        return self.versions[self.aliases[selector]]
+
+    def _numbered(self, digits: str) -> ExpertVersion:
+        version = self.versions.get(int(digits)) if _VERSION.fullmatch(digits) else None
+        if version is None:
+            raise UnknownVersion(self.name, digits, tuple(self.versions))
+        return version
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A consistent view of the whole store. `generation` grows with every change and names the view."""
+
+    generation: int = 0
+    experts: Mapping[str, Expert] = field(default_factory=lambda: MappingProxyType({}))
+    chain: tuple[str, ...] = ()
+
+    def resolve(self, ref: str) -> ExpertVersion:
+        """`name` (its live version), `name@3` or `name@alias`. Raises UnknownExpert, UnknownVersion, UnknownAlias."""
+        name, at, selector = ref.partition("@")
+        if name not in self.experts:
+            raise UnknownExpert(name)
+        return self.experts[name].select(selector if at else LIVE)
+
+    def chain_experts(self) -> tuple[ExpertVersion, ...]:
+        """The live versions to ask, in order. A name without a self-selecting live version keeps its place, unasked."""
+        live = (self.experts[name].live for name in self.chain)
+        return tuple(version for version in live if version is not None and version.self_selecting)

@@ -1,0 +1,157 @@
+"""adapter_model.safetensors: its header, and whether its numbers can be trusted. Knows no config and no base model.
+
+Nothing is loaded: the header is read with caps, the numbers are looked at through a memory map, a piece at a time.
+"""
+
+import math
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from expert_store.errors import InvalidAdapter, shown
+from expert_store.json_text import parse_object
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+MAX_HEADER_BYTES = 4 * 1024 * 1024
+MAX_DIMENSIONS = 8
+_LENGTH_BYTES = 8
+_PIECE_VALUES = 1 << 20
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+
+
+@dataclass(frozen=True)
+class _Format:
+    """Unsigned integers of the same width; a value is NaN or infinite iff all bits under `exponent` are set."""
+
+    bits: DTypeLike
+    size_bytes: int
+    exponent: int
+    magnitude: int
+
+
+_FORMATS = {
+    "F32": _Format(np.uint32, 4, 0x7F80_0000, 0x7FFF_FFFF),
+    "F16": _Format(np.uint16, 2, 0x7C00, 0x7FFF),
+    "BF16": _Format(np.uint16, 2, 0x7F80, 0x7FFF),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One entry of the header; `offset_bytes` counts from the start of the file."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+
+    @property
+    def num_values(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.num_values * _FORMATS[self.dtype].size_bytes
+
+
+def read_header(path: Path) -> tuple[Tensor, ...]:
+    """The tensors of a safetensors file, which together fill it without gap or overlap. Raises InvalidAdapter."""
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(_LENGTH_BYTES)
+        header_bytes = int.from_bytes(start, "little")
+        if len(start) < _LENGTH_BYTES or not 2 <= header_bytes <= size_bytes - _LENGTH_BYTES:
+            raise _not_safetensors(start, f"its header would have {header_bytes} of {size_bytes} bytes")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise _not_safetensors(start, f"its header has {header_bytes} bytes, at most {MAX_HEADER_BYTES} are read")
+        header = file.read(header_bytes)
+    if not header.startswith(b"{"):
+        raise _not_safetensors(start, "its header does not begin with '{'")
+    entries = parse_object(header, WEIGHTS_FILE)
+    _check_metadata(entries.pop("__metadata__", None))
+    data_start = _LENGTH_BYTES + header_bytes
+    tensors = sorted((_tensor(key, entry, data_start) for key, entry in entries.items()), key=_by_offset)
+    _check_tiling(tensors, data_start, size_bytes)
+    return tuple(tensors)
+
+
+def check_values(path: Path, tensors: tuple[Tensor, ...]) -> frozenset[str]:
+    """Looks at every number once. Returns the keys of tensors not all zero; raises InvalidAdapter for NaN and Inf."""
+    if not any(tensor.num_values for tensor in tensors):
+        return frozenset()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return frozenset(tensor.key for tensor in tensors if _has_effect(data, tensor))
+
+
+def _has_effect(data: mmap.mmap, tensor: Tensor) -> bool:
+    form = _FORMATS[tensor.dtype]
+    nonzero = False
+    for bits in _pieces(data, tensor, form):
+        if ((bits & form.exponent) == form.exponent).any():
+            raise _refusal(f"{shown(tensor.key)} holds NaN or infinite values: train it again with a lower rate")
+        nonzero = nonzero or bool((bits & form.magnitude).any())
+    return nonzero
+
+
+def _pieces(data: mmap.mmap, tensor: Tensor, form: _Format) -> Iterator[NDArray[Any]]:
+    """Copies, so that no array outlives the map."""
+    for first in range(0, tensor.num_values, _PIECE_VALUES):
+        count = min(_PIECE_VALUES, tensor.num_values - first)
+        start = tensor.offset_bytes + first * form.size_bytes
+        yield np.frombuffer(data[start : start + count * form.size_bytes], dtype=form.bits)
+
+
+def _tensor(key: str, entry: Any, data_start: int) -> Tensor:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _refusal(f"the header entry of {shown(key)} must hold dtype, shape and data_offsets, nothing else")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _FORMATS:
+        raise _refusal(f"{shown(key)} has dtype {shown(str(dtype))}: use one of {', '.join(_FORMATS)}")
+    if not _are_counts(shape, 0, MAX_DIMENSIONS) or not _are_counts(offsets, 2, 2):
+        raise _refusal(f"{shown(key)}: shape and data_offsets must be short lists of non-negative integers")
+    tensor = Tensor(key, dtype, tuple(shape), data_start + offsets[0])
+    if offsets[1] - offsets[0] != tensor.size_bytes:
+        raise _refusal(f"{shown(key)} has {offsets[1] - offsets[0]} bytes, its shape needs {tensor.size_bytes}")
+    return tensor
+
+
+def _are_counts(value: Any, fewest: int, most: int) -> bool:
+    if not isinstance(value, list) or not fewest <= len(value) <= most:
+        return False
+    return all(type(item) is int and item >= 0 for item in value)
+
+
+def _by_offset(tensor: Tensor) -> tuple[int, int]:
+    return tensor.offset_bytes, tensor.size_bytes
+
+
+def _check_tiling(tensors: list[Tensor], data_start: int, size_bytes: int) -> None:
+    end = data_start
+    for tensor in tensors:
+        if tensor.offset_bytes != end:
+            raise _refusal(f"{shown(tensor.key)} begins at byte {tensor.offset_bytes}, expected {end}: overlap or gap")
+        end += tensor.size_bytes
+    if end != size_bytes:
+        raise _refusal(f"the header declares {end} bytes, the file has {size_bytes}: it is cut or has been added to")
+
+
+def _check_metadata(metadata: Any) -> None:
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise _refusal("__metadata__ must map strings to strings")
+
+
+def _not_safetensors(start: bytes, why: str) -> InvalidAdapter:
+    if start.startswith(_PICKLE_STARTS):
+        why = "it is a pickle, which can run code when loaded"
+    return _refusal(f"not a safetensors file: {why}: save the adapter with safe_serialization=True")
+
+
+def _refusal(message: str) -> InvalidAdapter:
+    return InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: {message}")
