@@ -1,0 +1,116 @@
+"""An engine with the real signatures and no model: experts accept prompts that hold their name."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from expert_store import ExpertVersion
+from server.engine import Branches, EngineConfig, EngineObserver, IndicatorLogits, PoolEvent, Sampling, StepStats, Token
+from server.errors import EngineStopped, PromptTooLong
+from server.model.base import Base
+from server.model.chat import ChatFormat, Prompt
+
+
+class FakeEngine:
+    """Answers "NAME: hello wörld 😀" word by word; `resume` holds answers back while it is cleared, from token `pause_at` on."""
+
+    def __init__(self, base: Base, chat: ChatFormat, config: EngineConfig, observer: EngineObserver) -> None:
+        self.base, self.chat, self.config, self.observer = base, chat, config, observer
+        self.alive = False
+        self.sessions: list[FakeSession] = []
+        self.answer = " {name}: hello wörld 😀"
+        self.effect = 1.5
+        self.measured: list[ExpertVersion] = []
+        self.resume = asyncio.Event()
+        self.resume.set()
+        self.pause_at: int | None = None
+        self.failure: Exception | None = None
+        self.fail_after: int | None = None
+
+    @property
+    def num_open(self) -> int:
+        return sum(not session.closed for session in self.sessions)
+
+    def start(self) -> None:
+        self.alive = True
+
+    def stop(self) -> None:
+        self.alive = False
+
+    async def open(self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None) -> "FakeSession":
+        if not self.alive:
+            raise EngineStopped("the engine is not running")
+        if len(prompt.tokens) + max_new_tokens > self.base.max_context:
+            raise PromptTooLong(
+                prompt_tokens=len(prompt.tokens), max_new_tokens=max_new_tokens, limit=self.base.max_context
+            )
+        session = FakeSession(self, prompt, branches or Branches())
+        self.sessions.append(session)
+        return session
+
+    async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float:  # noqa: ARG002
+        self.measured.append(expert)
+        self.observer.on_pool_event(PoolEvent("load", expert.ref, 0.001))
+        return self.effect
+
+
+class FakeSession:
+    """Counts the prompt once and every probe and token."""
+
+    def __init__(self, engine: FakeEngine, prompt: Prompt, branches: Branches) -> None:
+        self._engine = engine
+        self.prompt, self.branches = prompt, branches
+        self.queue_seconds = 0.001
+        self.computed_tokens = len(prompt.tokens)
+        self.scored: list[str] = []
+        self.closed = False
+
+    async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:
+        text = self._engine.base.tokenizer.decode(self.prompt.tokens)
+        self.scored += [expert.ref for expert in experts]
+        self.computed_tokens += len(experts)
+        return [IndicatorLogits(4.0, -4.0) if e.name in text else IndicatorLogits(-4.0, 4.0) for e in experts]
+
+    def drop(self, experts: Sequence[ExpertVersion]) -> None: ...
+
+    async def generate(self, expert: ExpertVersion | None, sampling: Sampling) -> AsyncIterator[Token]:
+        text = self._engine.answer.format(name=expert.name if expert else "base")
+        tokens = [*self._engine.chat.encode(text), next(iter(self._engine.base.stop_tokens))]
+        for index, token in enumerate(tokens):
+            if index == self._engine.pause_at:
+                self._engine.resume.clear()
+            await self._engine.resume.wait()
+            if self._engine.failure is not None and index == (self._engine.fail_after or 0):
+                raise self._engine.failure
+            await asyncio.sleep(0)
+            self.computed_tokens += 1
+            self._report()
+            reason = "stop" if index == len(tokens) - 1 else "length" if index + 1 == sampling.max_new_tokens else None
+            yield Token(token, reason)
+            if reason is not None:
+                return
+
+    def _report(self) -> None:
+        self._engine.observer.on_step(
+            StepStats(
+                seconds=0.01,
+                tokens=1,
+                sequences=1,
+                experts=1,
+                waiting_sessions=0,
+                active_sessions=1,
+                kv_blocks_used=1,
+                kv_blocks_total=8,
+                slots_used=1,
+                slots_total=8,
+            )
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closed = True
