@@ -4,7 +4,8 @@ RelayError
 ├── InvalidRequest              the request contradicts itself or the server's limits
 │   ├── PromptTooLong           prompt plus answer exceed the model's context
 │   ├── RequestTooLarge         the KV cache could never hold the request
-│   └── InvocationMissing       an activated expert's invocation tokens do not occur in the prompt
+│   ├── InvocationMissing       an activated expert's invocation tokens do not occur in the prompt
+    │   └── NonFiniteLogits         the expert's numbers overflow on this prompt
 ├── NotSelfSelecting            an expert without indicators was put into the chain
 ├── UnusableIndicators          the base model's tokens cannot tell accept from reject
 ├── BaseModelError              the base model cannot be loaded or is not supported
@@ -76,6 +77,16 @@ class InvocationMissing(InvalidRequest):
             f"expert {ref} is activated by invocation tokens that do not occur in this prompt: "
             "render the prompt with the chat template the expert was trained with",
             param="expert",
+        )
+
+
+class NonFiniteLogits(InvalidRequest):
+    """The model's numbers overflowed, which an expert with far too large weights can do on some prompts."""
+
+    def __init__(self, ref: str | None) -> None:
+        who = "the base model" if ref is None else f"expert {ref}"
+        super().__init__(
+            f"{who} gives numbers that are not finite for this prompt: name another expert or version", param="expert"
         )
 
 

@@ -27,12 +27,14 @@ from server.engine.runner import Runner
 from server.engine.scheduler import StepPlan, plan_step
 from server.engine.session_state import SessionState
 from server.engine.types import Branches, EngineObserver, IndicatorLogits, StepStats, Token
-from server.errors import EngineStopped, NotSelfSelecting, PromptTooLong, RequestTooLarge
+from server.errors import EngineStopped, NonFiniteLogits, NotSelfSelecting, PromptTooLong, RequestTooLarge
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, IndicatorTokens, Prompt
 from server.model.sampling import Sampling, sample
 
 log = structlog.get_logger()
+
+Generating = tuple[SessionState, GenerateJob, int]  # a generation and the row of its logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +281,7 @@ class Engine:
     def _deal_out(self, rows: dict[int, int], logits_WV: torch.Tensor) -> None:
         """Hands logits to the jobs that wait for them (rows[id(sequence)] is the row); samples generations together."""
         resources = self._resources()
-        generating: list[tuple[SessionState, GenerateJob, int]] = []
+        generating: list[Generating] = []
         for state in self._active:
             job: Job | None = state.jobs[0] if state.jobs else None
             if isinstance(job, GenerateJob):
@@ -288,11 +290,21 @@ class Engine:
                     generating.append((state, job, row))
             elif job is not None:
                 job.take(state, rows, logits_WV, resources)
+        generating = self._without_broken(generating, logits_WV)
         if generating:
             sample_rows = [job.sample_row(state.prompt) for state, job, _ in generating]
             tokens = sample(logits_WV[[row for *_, row in generating]], sample_rows)
             for (state, job, _), token in zip(generating, tokens, strict=True):
                 job.append(state, token, resources)
+
+    def _without_broken(self, generating: list[Generating], logits_WV: torch.Tensor) -> list[Generating]:
+        """Fails the generations whose logits are not finite; returns the others."""
+        finite_W = logits_WV.isfinite().all(dim=-1).tolist()
+        for state, job, row in generating:
+            if not finite_W[row]:
+                ref = None if job.waking is None else job.waking.expert.ref
+                job.end_with(state, NonFiniteLogits(ref), self._resources())
+        return [item for item in generating if finite_W[item[2]]]
 
     def _stats(self, plan: StepPlan, seconds: float) -> StepStats:
         return StepStats(

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from expert_store import WEIGHTS_FILE, ExpertVersion, read_config, read_scaling
+from expert_store import WEIGHTS_FILE, ExpertVersion, InvalidAdapter, read_config, read_scaling
 from server.engine.types import PoolEvent
 from server.errors import RequestTooLarge
 from server.model.lora import AdapterWeights, LoraArenas, Rows
@@ -203,6 +203,8 @@ def load_weights(folder: Path) -> AdapterWeights:
                 module = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
                 b = file.get_tensor(key.replace(".lora_A.", ".lora_B.")).float() * read_scaling(config, module)
                 pairs[module] = (file.get_tensor(key).float(), b.T)
+    if not all(bool(term.isfinite().all()) for pair in pairs.values() for term in pair):
+        raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: its scaled weights are not finite: lower lora_alpha")
     rank = max(a.shape[0] for a, _ in pairs.values())
     return AdapterWeights(rank, {module: (_padded(a, rank), _padded(b, rank)) for module, (a, b) in pairs.items()})
 

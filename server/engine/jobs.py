@@ -199,6 +199,11 @@ class GenerateJob:
             state.end_job(resources.pool)
             state.drop(self.lane, resources.blocks)
 
+    def end_with(self, state: SessionState, error: Exception, resources: Resources) -> None:
+        """Ends the job before its time."""
+        state.end_job(resources.pool)
+        self.fail(state, error)
+
     def fail(self, state: SessionState, error: Exception) -> None:
         state.call(lambda: self._tokens.put_nowait(error))
 

@@ -23,7 +23,6 @@ class Runner:
     def __init__(self, base: Base, *, kv_memory_bytes: int, block_tokens: int, num_rows: int) -> None:
         self._model = base.model
         self._device = base.device
-        self._dtype = base.dtype
         tokens = _check_sequence(base)
         with torch.inference_mode():
             expected, geometry = _reference_run(base, tokens)
@@ -53,7 +52,7 @@ class Runner:
         rows_T: list[Rows | None],
         wanted: list[int],
     ) -> Tensor:
-        self.arenas.switch.plan = plan_rows(rows_T, dtype=self._dtype, device=self._device)
+        self.arenas.switch.plan = plan_rows(rows_T, device=self._device)
         inputs = {
             "input_ids": torch.tensor([tokens], device=self._device),
             "position_ids": torch.tensor([positions], device=self._device),

@@ -134,8 +134,9 @@ def paged_attention(
     if attention_plan is None:
         raise BaseModelError(f"{type(module).__name__} does not hand its keyword arguments to the attention function")
     kv, layer = attention_plan.kv, module.layer_idx
-    kv.keys[layer][attention_plan.block_T, :, attention_plan.offset_T] = key[0].transpose(0, 1)
-    kv.values[layer][attention_plan.block_T, :, attention_plan.offset_T] = value[0].transpose(0, 1)
+    # A NaN left in a block would reach its next owner through the unused tail: weight 0 times NaN is NaN.
+    kv.keys[layer][attention_plan.block_T, :, attention_plan.offset_T] = key[0].transpose(0, 1).nan_to_num()
+    kv.values[layer][attention_plan.block_T, :, attention_plan.offset_T] = value[0].transpose(0, 1).nan_to_num()
     call = _Call(
         query_THD=query[0].transpose(0, 1),
         keys=kv.keys[layer],

@@ -31,13 +31,13 @@ class AdapterWeights:
 class LoraPlan:
     """Which arena rows each token of a step uses.
 
-    Tokens before `first_token` run on the base alone. mask_TR[t - first_token, i] == 1 where rows[i] belongs to
-    token t's expert, else 0.
+    Tokens before `first_token` run on the base alone. foreign_TR[t - first_token, i] is False where rows[i]
+    belongs to token t's expert, else True.
     """
 
     first_token: int
     rows: slice | Tensor
-    mask_TR: Tensor
+    foreign_TR: Tensor
 
 
 class LoraSwitch:
@@ -84,8 +84,11 @@ class MultiLoraLinear(nn.Module):
 
 
 def add_lora(y_TO: Tensor, x_TI: Tensor, arena_a: Tensor, arena_b: Tensor, plan: LoraPlan) -> None:
-    """y += ((x A^T) * mask) B over the rows of the plan, in place."""
-    h_TR = (x_TI @ arena_a[plan.rows].T).mul_(plan.mask_TR)
+    """y += (x A^T, zero where foreign) B over the rows of the plan, in place.
+
+    Foreign terms are overwritten, not multiplied by 0, so that an expert whose terms overflow stays alone with that.
+    """
+    h_TR = (x_TI @ arena_a[plan.rows].T).masked_fill_(plan.foreign_TR, 0)
     y_TO.addmm_(h_TR, arena_b[plan.rows])
 
 
@@ -99,7 +102,7 @@ def add_lora_reference(
             y_TO[token] += (x_TI[token] @ a.T) @ b
 
 
-def plan_rows(rows_T: Sequence[Rows | None], *, dtype: torch.dtype, device: torch.device) -> LoraPlan | None:
+def plan_rows(rows_T: Sequence[Rows | None], *, device: torch.device) -> LoraPlan | None:
     """The plan for a step whose token t uses `rows_T[t]`; None where every token is the base's.
 
     Base tokens should come first: only the tokens from the first adapted one on are computed.
@@ -114,8 +117,8 @@ def plan_rows(rows_T: Sequence[Rows | None], *, dtype: torch.dtype, device: torc
     for rows in present:
         offset = columns.index(rows.start)
         owner_R[offset : offset + len(rows)] = rows.start
-    mask_TR = (owner_T[:, None] == owner_R[None, :]).to(dtype)
-    return LoraPlan(first_token=first, rows=_as_index(columns, selected, device), mask_TR=mask_TR)
+    foreign_TR = owner_T[:, None] != owner_R[None, :]
+    return LoraPlan(first_token=first, rows=_as_index(columns, selected, device), foreign_TR=foreign_TR)
 
 
 def _select(present: Sequence[Rows]) -> tuple[Sequence[int], bool]:

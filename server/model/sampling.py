@@ -8,12 +8,16 @@ from torch import Tensor
 
 # Legend: B rows, V vocabulary.
 
+# Below this a temperature is as good as greedy, and dividing by it would overflow.
+_GREEDY_TEMPERATURE = 1e-5
+_LARGEST = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a request wants its tokens chosen. Ranges are checked where users' values come in.
 
-    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 and `min_p` 0 keep every token.
+    `temperature` 0 (or below 1e-5) is greedy; `top_k` 0 and `top_p` 1 and `min_p` 0 keep every token.
     """
 
     max_new_tokens: int = 128
@@ -28,9 +32,13 @@ class Sampling:
     ignore_eos: bool = False
 
     @property
+    def greedy(self) -> bool:
+        return self.temperature < _GREEDY_TEMPERATURE
+
+    @property
     def plain_greedy(self) -> bool:
         """True where the highest logit is the answer and nothing else matters."""
-        return self.temperature == 0 and self.repetition_penalty == 1 and self.presence_penalty == 0
+        return self.greedy and self.repetition_penalty == 1 and self.presence_penalty == 0
 
     def new_generator(self, device: torch.device) -> torch.Generator:
         """The request's own source of randomness, so that its draws never depend on who shares its batch."""
@@ -63,9 +71,10 @@ def sample(logits_BV: Tensor, rows: Sequence[SampleRow]) -> list[int]:
 def sample_row(logits_V: Tensor, row: SampleRow) -> int:
     """Penalties, then the highest logit, or a draw from the truncated distribution, in transformers' order."""
     logits_V = penalise(logits_V.clone(), row)
-    if row.sampling.temperature == 0:
+    if row.sampling.greedy:
         return int(logits_V.argmax())
-    probabilities_V = truncate(logits_V / row.sampling.temperature, row.sampling).softmax(dim=-1)
+    logits_V = (logits_V - logits_V.max()) / row.sampling.temperature
+    probabilities_V = truncate(logits_V, row.sampling).softmax(dim=-1)
     return int(torch.multinomial(probabilities_V, 1, generator=row.generator))
 
 
@@ -77,7 +86,7 @@ def penalise(logits_V: Tensor, row: SampleRow) -> Tensor:
         seen = torch.tensor(sorted({*row.prompt_tokens, *row.new_tokens}), device=logits_V.device)
         values = logits_V[seen]
         factor = row.sampling.repetition_penalty
-        logits_V[seen] = torch.where(values > 0, values / factor, values * factor)
+        logits_V[seen] = torch.where(values > 0, values / factor, values * factor).clamp(max=_LARGEST)
     if row.sampling.presence_penalty != 0 and row.new_tokens:
         logits_V[sorted(set(row.new_tokens))] -= row.sampling.presence_penalty
     return logits_V

@@ -9,7 +9,14 @@ import pytest
 
 from expert_store import ExpertVersion, StoreError
 from server.engine import Branches, Engine, Sampling, StepStats
-from server.errors import EngineStopped, InvocationMissing, NotSelfSelecting, PromptTooLong, RequestTooLarge
+from server.errors import (
+    EngineStopped,
+    InvocationMissing,
+    NonFiniteLogits,
+    NotSelfSelecting,
+    PromptTooLong,
+    RequestTooLarge,
+)
 from server.model.base import load_base
 from server.model.chat import ChatFormat, Prompt
 from tests.engine.conftest import ADAPTERS, Recorder, World, small_config
@@ -208,3 +215,42 @@ def test_a_failing_step_stops_the_engine_and_says_so(world: World, tmp_path: Pat
     with pytest.raises(EngineStopped):
         asyncio.run(answer(engine, prompt_of(world, "hello"), None))
     assert not engine.alive
+
+
+def test_an_expert_that_overflows_fails_alone(world: World, tmp_path: Path) -> None:
+    """Its weights are finite, as the store demands, but so large that the model's numbers are not."""
+    adapter = tiny.write_adapter(tmp_path / "huge", world.folder, kind="lora", rank=4, strength=1e36)
+    huge = tiny.publish(world.store, world.base, adapter, "huge")
+    prompt = prompt_of(world, "hello")
+    names = ["act4", "plain8", "plain64"]
+    alone = [asyncio.run(answer(world.engine, prompt, world.experts[name])) for name in names]
+
+    async def together() -> list[object]:
+        tasks = [answer(world.engine, prompt, expert) for expert in (huge, *(world.experts[n] for n in names), huge)]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, *others, last = asyncio.run(together())
+    assert isinstance(first, NonFiniteLogits)
+    assert isinstance(last, NonFiniteLogits)
+    assert others == alone
+    assert world.engine.alive
+    # Blocks the broken request has left behind do not poison their next owners.
+    assert [asyncio.run(answer(world.engine, prompt, world.experts[name])) for name in names] == alone
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=3, temperature=1e-30),
+        Sampling(max_new_tokens=3, temperature=1e-4),
+        Sampling(max_new_tokens=3, temperature=2.0, repetition_penalty=1e-30),
+        Sampling(max_new_tokens=3, temperature=2.0, top_p=1e-30, min_p=1.0, top_k=1),
+    ],
+)
+def test_extreme_sampling_values_give_tokens(world: World, sampling: Sampling) -> None:
+    async def run() -> int:
+        async with await world.engine.open(prompt_of(world, "hello"), max_new_tokens=3) as session:
+            return len([token async for token in session.generate(None, sampling)])
+
+    assert 1 <= asyncio.run(run()) <= 3
+    assert world.engine.alive

@@ -35,7 +35,7 @@ def check(rows_T: list[Rows | None], dtype: torch.dtype) -> None:
     expected = torch.ones(len(rows_T), WIDTH_OUT, dtype=dtype)
     actual = expected.clone()
     add_lora_reference(expected, x_TI, a, b, rows_T)
-    plan = plan_rows(rows_T, dtype=dtype, device=torch.device("cpu"))
+    plan = plan_rows(rows_T, device=torch.device("cpu"))
     if plan is not None:
         add_lora(actual[plan.first_token :], x_TI[plan.first_token :], a, b, plan)
     scale = float(expected.float().abs().max())
@@ -55,15 +55,27 @@ def test_any_order_of_tokens_equals_the_loop(rows_T: list[Rows | None]) -> None:
 
 
 def test_base_tokens_alone_need_no_plan() -> None:
-    assert plan_rows([None, None], dtype=torch.float32, device=torch.device("cpu")) is None
+    assert plan_rows([None, None], device=torch.device("cpu")) is None
 
 
 def test_a_wide_gap_selects_rows_and_a_narrow_one_takes_a_view() -> None:
     device = torch.device("cpu")
-    near = plan_rows([EXPERTS[1], EXPERTS[2]], dtype=torch.float32, device=device)
-    far = plan_rows([EXPERTS[0], EXPERTS[4]], dtype=torch.float32, device=device)
+    near = plan_rows([EXPERTS[1], EXPERTS[2]], device=device)
+    far = plan_rows([EXPERTS[0], EXPERTS[4]], device=device)
     assert near is not None
     assert near.rows == slice(8, 32)
     assert far is not None
     assert isinstance(far.rows, torch.Tensor)
     assert far.rows.tolist() == [*EXPERTS[0], *EXPERTS[4]]
+
+
+def test_an_expert_whose_terms_overflow_does_not_touch_its_neighbours() -> None:
+    a, b = arenas(torch.float32)
+    a[EXPERTS[1].start : EXPERTS[1].stop] = 3e38
+    x_TI = torch.ones(3, WIDTH_IN)
+    rows_T: list[Rows | None] = [None, EXPERTS[1], EXPERTS[2]]
+    plan = plan_rows(rows_T, device=torch.device("cpu"))
+    assert plan is not None
+    y_TO = torch.zeros(3, WIDTH_OUT)
+    add_lora(y_TO[plan.first_token :], x_TI[plan.first_token :], a, b, plan)
+    assert [bool(row.isfinite().all()) for row in y_TO] == [True, False, True]

@@ -13,7 +13,7 @@ from server.model.chat import ChatFormat, Prompt
 
 
 class FakeEngine:
-    """Answers "NAME: hello wörld 😀" word by word; `resume` holds answers back while it is cleared, from token `pause_at` on."""
+    """Answers "NAME: hello wörld 😀" word by word; while `resume` is cleared, answers wait from token `pause_at` on."""
 
     def __init__(self, base: Base, chat: ChatFormat, config: EngineConfig, observer: EngineObserver) -> None:
         self.base, self.chat, self.config, self.observer = base, chat, config, observer

@@ -32,9 +32,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 
 @pytest.fixture(scope="module")
-def server(
-    adapters: tuple[Path, dict[str, Path]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RelayServer]:
+def server(adapters: tuple[Path, dict[str, Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayServer]:
     tmp_path = tmp_path_factory.mktemp("server")
     flags = ("--dtype", "fp32", "--no-demo", "--kv-memory", "64MiB")
     with RelayServer(store=tmp_path / "store", base=str(adapters[0]), log=tmp_path / "log", flags=flags) as running:

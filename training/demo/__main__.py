@@ -29,18 +29,19 @@ class Recipe:
     """How one demo expert is trained: its kind and how many rows of what."""
 
     kind: Literal["alora", "lora"] = "alora"
-    own: int = 800
-    others: int = 50  # of each other task
-    general: int = 400
+    own: int = 1500
+    others: int = 60  # of each other task
+    general: int = 500
+    alpha: float | None = 16.0
     learning_rate: float = 3e-3
 
 
 RECIPES = {
-    "dates": Recipe(),
+    "dates": Recipe(own=1800),
     "contacts": Recipe(),
-    "sql": Recipe(),
+    "sql": Recipe(own=2600),
     "logs": Recipe(),
-    "sentiment": Recipe(kind="lora"),
+    "sentiment": Recipe(kind="lora", own=800, others=50, general=400, alpha=None),
 }
 SEED = 0
 RANK = 4  # on all linear layers of the bundled base: 2.5 MB
@@ -57,6 +58,7 @@ def train_demo(task: str, recipe: Recipe, *, runs: Path, out: Path, base: str, c
     options = SeeOptions(
         kind=recipe.kind,
         rank=RANK,
+        alpha=recipe.alpha,
         batch_size=BATCH_SIZE,
         learning_rate=recipe.learning_rate,
         seed=SEED,

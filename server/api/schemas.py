@@ -1,0 +1,347 @@
+"""What clients send and get, field by field, with the ranges values must keep. Knows no routes and no engine.
+
+Requests are strict: a number in quotes, an unknown field or a value that is not finite is refused.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from expert_store import Indicators, Kind, Training
+from server.routing.base import Reason, RouterName
+from server.service import FinishReason
+
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_MESSAGES = 1024
+MAX_CHAIN = 4096
+MAX_TOP_K = 1_000_000
+MAX_SEED = 2**63 - 1
+HARD_MAX_NEW_TOKENS = 1_000_000
+DEFAULT_MAX_NEW_TOKENS = 128
+
+
+def _listed(stop: Any) -> Any:
+    """One stop string may stand alone, and null means none."""
+    if stop is None:
+        return []
+    return [stop] if isinstance(stop, str) else stop
+
+
+# Longer than any valid name, short enough to be repeated in an error message.
+Ref = Annotated[str, Field(max_length=160)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = Annotated[
+    list[Stop],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(_listed, json_schema_input_type=Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None),
+]
+Generation = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class RequestModel(BaseModel):
+    """Base of every request body."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ResponseModel(BaseModel):
+    """Base of every answer."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class ChatMessage(RequestModel):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class PromptRequest(RequestModel):
+    """Who should answer what: the body of `POST /route`, and the head of `POST /generate`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "Write the date as ISO 8601: the third of May 2024"}]}
+    )
+
+    prompt: str | None = Field(None, min_length=1, description="One user message; give this or `messages`.")
+    messages: tuple[ChatMessage, ...] | None = Field(
+        None, min_length=1, max_length=MAX_MESSAGES, description="A conversation; give this or `prompt`."
+    )
+    router: RouterName | None = Field(
+        None, description="`chain` asks the experts; `none` goes to the base model. Default: the server's setting."
+    )
+    expert: Ref | None = Field(
+        None, description="Name, name@version or name@alias of the expert to answer; no router is asked then."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_prompt_and_messages(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            given = "neither" if self.prompt is None else "both"
+            raise PydanticCustomError(
+                "prompt_or_messages", f"give either prompt or messages, not {given}", {"param": "prompt"}
+            )
+        return self
+
+
+class GenerateRequest(PromptRequest):
+    """The body of `POST /generate`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "Write the date as ISO 8601: the third of May 2024", "max_new_tokens": 32},
+                {
+                    "messages": [{"role": "user", "content": "Hello!"}],
+                    "router": "none",
+                    "temperature": 0.7,
+                    "top_p": 0.9,
+                    "seed": 7,
+                    "stream": True,
+                },
+            ]
+        }
+    )
+
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=HARD_MAX_NEW_TOKENS,
+        description="Most tokens to generate; default 128, capped by the server's setting.",
+    )
+    min_new_tokens: int = Field(0, ge=0, le=HARD_MAX_NEW_TOKENS, description="No end of text before so many tokens.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 always takes the most likely token.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Keep the most likely tokens up to this probability mass.")
+    top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="Keep so many of the most likely tokens; 0 keeps all.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest.")
+    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Above 1 makes tokens already seen less likely.")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Taken off tokens already generated.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same answer.")
+    stop: Stops = Field([], description="Text that ends the answer and is not part of it; up to 16 strings.")
+    ignore_eos: bool = Field(False, description="Go on after the model's end-of-text token (for measurements).")
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    fallback: Literal["base", "refuse"] = Field(
+        "base", description="When no expert accepts: let the base model answer, or answer nothing."
+    )
+
+    @model_validator(mode="after")
+    def _minimum_below_maximum(self) -> Self:
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise PydanticCustomError(
+                "min_over_max",
+                f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}",
+                {"param": "min_new_tokens"},
+            )
+        return self
+
+
+class AliasRequest(RequestModel):
+    """The body of `PUT /experts/{name}/aliases/{alias}`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 2}]})
+
+    version: int = Field(ge=1, le=10**9, description="The version the alias is to point at.")
+
+
+class ChainRequest(RequestModel):
+    """The body of `PUT /chain`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"order": ["sql", "dates"], "generation": 17}]})
+
+    order: tuple[Ref, ...] = Field(
+        max_length=MAX_CHAIN, description="Experts to ask, first to last; those left out are not asked."
+    )
+    generation: Generation | None = Field(
+        None, description="Change only if the catalog is still at this generation, else 409."
+    )
+
+
+class UsageModel(ResponseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    computed_tokens: int = Field(description="Tokens run through the model: prompt, experts asked, answer.")
+
+
+class ConsideredModel(ResponseModel):
+    expert: str
+    version: int
+    score: float | None
+    accepted: bool
+
+
+class RoutingModel(ResponseModel):
+    """Who answers, and why."""
+
+    router: RouterName
+    expert: str | None = Field(description="null: the base model, or nobody.")
+    version: int | None
+    digest: str | None
+    score: float | None = Field(description="The expert's own probability that the query is its task.")
+    fallback: bool = Field(description="True where every expert rejected the query.")
+    reason: Reason
+    considered: list[ConsideredModel]
+    catalog_generation: int
+
+
+class TimingsModel(ResponseModel):
+    """Milliseconds."""
+
+    queue_ms: float
+    routing_ms: float
+    first_token_ms: float | None = Field(description="From arrival; null where nothing was generated.")
+    total_ms: float
+
+
+class RouteResponse(ResponseModel):
+    """What a dry run says."""
+
+    id: str
+    usage: UsageModel
+    routing: RoutingModel
+    timings: TimingsModel
+
+
+class DoneEvent(ResponseModel):
+    """The `done` event of a stream: everything but the text."""
+
+    id: str
+    finish_reason: FinishReason
+    usage: UsageModel
+    routing: RoutingModel
+    timings: TimingsModel
+
+
+class GenerateResponse(ResponseModel):
+    """A whole answer."""
+
+    id: str
+    text: str
+    finish_reason: FinishReason
+    usage: UsageModel
+    routing: RoutingModel
+    timings: TimingsModel
+
+
+class CheckModel(ResponseModel):
+    name: str
+    passed: bool
+    detail: str
+
+
+class RegistrationResponse(ResponseModel):
+    name: str
+    version: int
+    digest: str
+    kind: Kind
+    rank: int
+    checks: list[CheckModel]
+    catalog_generation: int
+
+
+class VersionSummary(ResponseModel):
+    version: int
+    digest: str
+    kind: Kind
+    rank: int
+    self_selecting: bool = Field(description="Whether it can accept and reject queries, and so be in the chain.")
+    aliases: list[str]
+    created_at: datetime
+
+
+class ExpertSummary(ResponseModel):
+    name: str
+    description: str
+    live_version: int | None
+    kind: Kind | None = Field(description="Of the live version.")
+    num_versions: int
+    chain_position: int | None = Field(description="0 is asked first; null is not asked.")
+
+
+class ExpertList(ResponseModel):
+    experts: list[ExpertSummary]
+    catalog_generation: int
+
+
+class ExpertRecord(ExpertSummary):
+    samples: list[str] = Field(description="Prompts this expert is for.")
+    aliases: dict[str, int]
+    versions: list[VersionSummary]
+    catalog_generation: int
+
+
+class FileModel(ResponseModel):
+    sha256: str
+    size_bytes: int
+
+
+class VersionRecord(VersionSummary):
+    """One version as its manifest has it."""
+
+    name: str
+    target_modules: list[str]
+    parameters: int
+    invocation_tokens: list[int] | None
+    base_fingerprint: str
+    description: str
+    samples: list[str]
+    indicators: Indicators | None
+    threshold: float
+    training: Training | None
+    quality: dict[str, float]
+    files: dict[str, FileModel]
+    catalog_generation: int
+
+
+class CatalogChange(ResponseModel):
+    """What a change of the pool comes to."""
+
+    catalog_generation: int
+
+
+class AliasResponse(CatalogChange):
+    name: str
+    alias: str
+    version: int | None = Field(description="null once the alias is gone.")
+
+
+class DeletedVersion(CatalogChange):
+    name: str
+    version: int
+
+
+class ChainMember(ResponseModel):
+    expert: str
+    version: int | None = Field(description="The live version; null where there is none.")
+    kind: Kind | None
+    asked: bool = Field(description="False where the live version cannot choose, or there is none.")
+    threshold: float | None
+
+
+class ChainResponse(CatalogChange):
+    order: list[str]
+    members: list[ChainMember]
+
+
+class HealthResponse(ResponseModel):
+    status: Literal["ok"]
+
+
+class ErrorDetail(ResponseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorResponse(ResponseModel):
+    """Every error answer, in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+def example_error(code: str, message: str) -> dict[str, Any]:
+    """For the documentation."""
+    detail = ErrorDetail(message=message, type="invalid_request_error", param=None, code=code)
+    return ErrorResponse(error=detail).model_dump()

@@ -1,0 +1,44 @@
+"""What the routes work with once the server is up. Knows neither how it is built nor when."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from server.errors import NotReady
+from server.metrics import Metrics
+from server.registry import Registry
+from server.routing.base import RouterName
+from server.service import Service
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """The collaborators of the routes, whole or not there at all."""
+
+    service: Service
+    registry: Registry
+    metrics: Metrics
+    engine_alive: Callable[[], bool]
+    default_router: RouterName
+    max_new_tokens: int
+    max_upload_bytes: int
+
+
+def try_serving(request: Request) -> Serving | None:
+    """None while the server starts up or shuts down."""
+    serving = getattr(request.app.state, "serving", None)
+    assert serving is None or isinstance(serving, Serving), "app.state.serving is something else. This is a bug."
+    return serving
+
+
+def require_serving(request: Request) -> Serving:
+    """Raises NotReady."""
+    serving = try_serving(request)
+    if serving is None:
+        raise NotReady
+    return serving
+
+
+Ready = Annotated[Serving, Depends(require_serving)]

@@ -1,0 +1,210 @@
+"""The multipart form of a registration: files straight to the staging folder, fields into a manifest draft.
+
+Knows names and sizes of parts; whether an adapter is any good is not judged here.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from expert_store import CONFIG_FILE, WEIGHTS_FILE, InvalidAdapter, ManifestDraft, parse_draft
+from server.api.errors import BodyTooLarge, InvalidField, MalformedBody, UnsupportedBody
+
+MULTIPART = "multipart/form-data"
+FILE_FIELDS = {
+    "adapter_config": CONFIG_FILE,
+    CONFIG_FILE: CONFIG_FILE,
+    "adapter_model": WEIGHTS_FILE,
+    WEIGHTS_FILE: WEIGHTS_FILE,
+}
+# Largest size in bytes of each text field.
+TEXT_FIELDS = {
+    "name": 1024,
+    "manifest": 256 * 1024,
+    "description": 32 * 1024,
+    "threshold": 64,
+    "activate": 16,
+}
+_MAX_CONFIG_BYTES = 1024 * 1024
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True)
+class RegistrationForm:
+    """What came beside the two files."""
+
+    name: str | None
+    draft: ManifestDraft
+    activate: bool
+
+
+async def receive_registration(request: Request, folder: Path, *, max_upload_bytes: int) -> RegistrationForm:
+    """Writes the form's files into `folder` while they arrive and returns the rest.
+
+    Raises UnsupportedBody, MalformedBody, BodyTooLarge, InvalidField, InvalidAdapter (a pickle), InvalidManifest.
+    """
+    reader = _FormReader(_boundary(request), folder, max_upload_bytes=max_upload_bytes)
+    try:
+        async for chunk in request.stream():
+            await asyncio.to_thread(reader.feed, chunk)
+    except ClientDisconnect as error:
+        raise MalformedBody("the upload broke off before its end") from error
+    finally:
+        reader.close()
+    return _form(reader.fields())
+
+
+def _boundary(request: Request) -> bytes:
+    content_type = request.headers.get("content-type", "")
+    kind, options = parse_options_header(content_type)
+    if kind != MULTIPART.encode():
+        raise UnsupportedBody(content_type, MULTIPART)
+    if not options.get(b"boundary"):
+        raise MalformedBody("the content type of the form names no boundary")
+    return options[b"boundary"]
+
+
+@dataclass
+class _Part:
+    """One part of the form while it arrives; `file` is None for a text field."""
+
+    field: str
+    limit_bytes: int
+    file: BinaryIO | None
+    text: bytearray
+    num_bytes: int = 0
+
+    def append(self, data: bytes) -> None:
+        self.num_bytes += len(data)
+        if self.num_bytes > self.limit_bytes:
+            raise BodyTooLarge(
+                f"the form field {self.field}", limit_bytes=self.limit_bytes, way_out="send less", param=self.field
+            )
+        if self.file is not None:
+            self.file.write(data)
+        else:
+            self.text += data
+
+
+class _FormReader:
+    """Callbacks of the multipart parser. Used by one thread at a time."""
+
+    def __init__(self, boundary: bytes, folder: Path, *, max_upload_bytes: int) -> None:
+        self._folder = folder
+        self._max_upload_bytes = max_upload_bytes
+        self._parts: dict[str, _Part] = {}
+        self._part: _Part | None = None
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._disposition = b""
+        self._complete = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin_part,
+                    "on_part_data": self._take_data,
+                    "on_header_field": self._take_header_name,
+                    "on_header_value": self._take_header_value,
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._open_part,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise MalformedBody(f"the form cannot be read: {error}") from error
+
+    def feed(self, chunk: bytes) -> None:
+        """More bytes of the body. Writes to disk, so not for the event loop."""
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise MalformedBody(f"the form cannot be read: {error}") from error
+
+    def close(self) -> None:
+        for part in self._parts.values():
+            if part.file is not None:
+                part.file.close()
+
+    def fields(self) -> dict[str, bytes]:
+        """The text fields, once all is there."""
+        if not self._complete:
+            raise MalformedBody("the form ends before its closing boundary")
+        return {name: bytes(part.text) for name, part in self._parts.items() if part.file is None}
+
+    def _begin_part(self) -> None:
+        self._part, self._disposition = None, b""
+
+    def _take_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _take_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        if bytes(self._header_name).lower() == b"content-disposition":
+            self._disposition = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _open_part(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        field = options.get(b"name", b"").decode(errors="replace")
+        file_name = options.get(b"filename", b"").decode(errors="replace")
+        _refuse_pickle(field, file_name)
+        key = FILE_FIELDS.get(field, field)
+        if key in self._parts:
+            raise InvalidField(f"the form holds {key} twice: send it once", param=field)
+        self._part = self._parts[key] = self._new_part(field)
+
+    def _new_part(self, field: str) -> _Part:
+        if field in FILE_FIELDS:
+            name = FILE_FIELDS[field]
+            limit = _MAX_CONFIG_BYTES if name == CONFIG_FILE else self._max_upload_bytes
+            return _Part(field, limit, (self._folder / name).open("xb"), bytearray())
+        if field in TEXT_FIELDS:
+            return _Part(field, TEXT_FIELDS[field], None, bytearray())
+        known = ", ".join([*FILE_FIELDS, *TEXT_FIELDS])
+        raise InvalidField(f"the form has no field {field[:80]!r}: known are {known}", param=field[:80] or None)
+
+    def _take_data(self, data: bytes, start: int, end: int) -> None:
+        assert self._part is not None, "data came before its part's headers. This is a bug."
+        self._part.append(data[start:end])
+
+    def _end(self) -> None:
+        self._complete = True
+
+
+def _refuse_pickle(field: str, file_name: str) -> None:
+    for name in (field, file_name):
+        if PurePath(name).suffix.lower() in _PICKLE_SUFFIXES:
+            raise InvalidAdapter(name[:80], f"{name[:80]}: pickles are not accepted, only {WEIGHTS_FILE}")
+
+
+def _form(fields: dict[str, bytes]) -> RegistrationForm:
+    """Fields of the form win over the same fields of the manifest."""
+    texts = {name: _text(name, value) for name, value in fields.items() if name != "manifest"}
+    draft = parse_draft(fields["manifest"]) if "manifest" in fields else ManifestDraft()
+    own: dict[str, Any] = {name: texts[name] for name in ("description", "threshold") if name in texts}
+    if own:
+        draft = parse_draft({**draft.model_dump(exclude_unset=True), **own})
+    return RegistrationForm(texts.get("name"), draft, _boolean("activate", texts.get("activate", "true")))
+
+
+def _text(name: str, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidField(f"{name} is not UTF-8 text", param=name) from error
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text.lower() not in _BOOLEANS:
+        raise InvalidField(f"{name} is {text!r}: give true or false", param=name)
+    return _BOOLEANS[text.lower()]

@@ -1,0 +1,172 @@
+"""Decisions, answers, experts and catalogs as response models. Computes nothing and changes nothing."""
+
+from expert_store import Catalog, Expert, ExpertVersion
+from server.api.schemas import (
+    ChainMember,
+    ChainResponse,
+    CheckModel,
+    ConsideredModel,
+    DoneEvent,
+    ExpertList,
+    ExpertRecord,
+    ExpertSummary,
+    FileModel,
+    GenerateResponse,
+    RegistrationResponse,
+    RouteResponse,
+    RoutingModel,
+    TimingsModel,
+    UsageModel,
+    VersionRecord,
+    VersionSummary,
+)
+from server.registry import Registration
+from server.routing.base import Decision
+from server.service import Answer, RouteAnswer
+from server.trace import Timings, Usage
+
+
+def routing_model(decision: Decision) -> RoutingModel:
+    expert = decision.expert
+    return RoutingModel(
+        router=decision.router,
+        expert=expert.name if expert else None,
+        version=expert.version if expert else None,
+        digest=expert.digest if expert else None,
+        score=decision.score,
+        fallback=decision.fallback,
+        reason=decision.reason,
+        considered=[
+            ConsideredModel(expert=c.expert, version=c.version, score=c.score, accepted=c.accepted)
+            for c in decision.considered
+        ],
+        catalog_generation=decision.catalog_generation,
+    )
+
+
+def route_response(answer: RouteAnswer) -> RouteResponse:
+    return RouteResponse(
+        id=answer.request_id,
+        usage=_usage(answer.usage),
+        routing=routing_model(answer.decision),
+        timings=_timings(answer.timings),
+    )
+
+
+def done_event(answer: Answer) -> DoneEvent:
+    return DoneEvent(finish_reason=answer.finish_reason, **dict(route_response(answer)))
+
+
+def generate_response(answer: Answer) -> GenerateResponse:
+    return GenerateResponse(text=answer.text, **dict(done_event(answer)))
+
+
+def registration_response(registration: Registration) -> RegistrationResponse:
+    version = registration.version
+    return RegistrationResponse(
+        name=version.name,
+        version=version.version,
+        digest=version.digest,
+        kind=version.kind,
+        rank=version.rank,
+        checks=[CheckModel(name=c.name, passed=c.passed, detail=c.detail) for c in registration.checks],
+        catalog_generation=registration.catalog_generation,
+    )
+
+
+def expert_list(catalog: Catalog) -> ExpertList:
+    experts = [_summary(expert, catalog) for _, expert in sorted(catalog.experts.items())]
+    return ExpertList(experts=experts, catalog_generation=catalog.generation)
+
+
+def expert_record(expert: Expert, catalog: Catalog) -> ExpertRecord:
+    """Description and samples are those of the live version, or of the newest where none is live."""
+    newest = expert.versions[max(expert.versions)]
+    return ExpertRecord(
+        **dict(_summary(expert, catalog)),
+        samples=list((expert.live or newest).manifest.samples),
+        aliases=dict(sorted(expert.aliases.items())),
+        versions=[_version_summary(expert, version) for _, version in sorted(expert.versions.items())],
+        catalog_generation=catalog.generation,
+    )
+
+
+def version_record(expert: Expert, version: ExpertVersion, catalog: Catalog) -> VersionRecord:
+    manifest = version.manifest
+    return VersionRecord(
+        **dict(_version_summary(expert, version)),
+        name=version.name,
+        target_modules=list(manifest.target_modules),
+        parameters=manifest.parameters,
+        invocation_tokens=None if manifest.invocation_tokens is None else list(manifest.invocation_tokens),
+        base_fingerprint=manifest.base_fingerprint,
+        description=manifest.description,
+        samples=list(manifest.samples),
+        indicators=manifest.indicators,
+        threshold=manifest.threshold,
+        training=manifest.training,
+        quality=dict(manifest.quality),
+        files={
+            name: FileModel(sha256=file.sha256, size_bytes=file.size_bytes) for name, file in manifest.files.items()
+        },
+        catalog_generation=catalog.generation,
+    )
+
+
+def chain_response(catalog: Catalog) -> ChainResponse:
+    asked = {version.name for version in catalog.chain_experts()}
+    members = [_chain_member(catalog.experts[name], asked=name in asked) for name in catalog.chain]
+    return ChainResponse(order=list(catalog.chain), members=members, catalog_generation=catalog.generation)
+
+
+def _chain_member(expert: Expert, *, asked: bool) -> ChainMember:
+    live = expert.live
+    return ChainMember(
+        expert=expert.name,
+        version=live.version if live else None,
+        kind=live.kind if live else None,
+        asked=asked,
+        threshold=live.manifest.threshold if live else None,
+    )
+
+
+def _summary(expert: Expert, catalog: Catalog) -> ExpertSummary:
+    live = expert.live
+    described = live or expert.versions[max(expert.versions)]
+    return ExpertSummary(
+        name=expert.name,
+        description=described.manifest.description,
+        live_version=live.version if live else None,
+        kind=live.kind if live else None,
+        num_versions=len(expert.versions),
+        chain_position=catalog.chain.index(expert.name) if expert.name in catalog.chain else None,
+    )
+
+
+def _version_summary(expert: Expert, version: ExpertVersion) -> VersionSummary:
+    return VersionSummary(
+        version=version.version,
+        digest=version.digest,
+        kind=version.kind,
+        rank=version.rank,
+        self_selecting=version.self_selecting,
+        aliases=sorted(alias for alias, number in expert.aliases.items() if number == version.version),
+        created_at=version.manifest.created_at,
+    )
+
+
+def _usage(usage: Usage) -> UsageModel:
+    return UsageModel(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        computed_tokens=usage.computed_tokens,
+    )
+
+
+def _timings(timings: Timings) -> TimingsModel:
+    return TimingsModel(
+        queue_ms=timings.queue_ms,
+        routing_ms=timings.routing_ms,
+        first_token_ms=timings.first_token_ms,
+        total_ms=timings.total_ms,
+    )

@@ -1,0 +1,212 @@
+"""Builds the application: the only place where collaborators are constructed and tied together. Serves nothing itself.
+
+The lifespan loads the base, opens the store, starts the engine and seeds a new store, in that order; only then does
+/readyz say yes. On the way down the engine stops first, so that open requests end with an error instead of hanging.
+"""
+
+import asyncio
+import importlib.metadata
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from fastapi import FastAPI
+
+from expert_store import BaseSpec, Catalog, ExpertStore, StoreError
+from server.admission import Activity, Admission
+from server.api import experts, generate, ops
+from server.api.body import BodyLimit
+from server.api.errors import install_error_handlers
+from server.api.openapi import install_openapi
+from server.api.serving import Serving
+from server.demo import seed_demo
+from server.engine import Engine, EngineConfig, EngineObserver
+from server.errors import ForeignStore, RelayError, SettingsError
+from server.metrics import Metrics
+from server.model.base import Base, load_base
+from server.model.chat import ChatFormat
+from server.pins import Pins
+from server.registry import EffectEngine, Registry, discard_in_background
+from server.routing import ChainRouter
+from server.service import RequestEngine, Service
+from server.settings import Settings
+
+log = structlog.get_logger()
+
+DESCRIPTION = "An inference server whose LoRA experts choose their own requests."
+SLOT_RANK = 8
+
+
+class AppEngine(RequestEngine, EffectEngine, Protocol):
+    """Everything the application asks of an engine."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+EngineFactory = Callable[[Base, ChatFormat, EngineConfig, EngineObserver], AppEngine]
+
+
+def build_app(settings: Settings, *, make_engine: EngineFactory = Engine) -> FastAPI:
+    """The application; nothing is loaded before its lifespan begins.
+
+    A startup error that an operator can mend is also left in `app.state.startup_error`, for the command line to tell.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.startup_error = None
+        try:
+            running = await _start(settings, make_engine)
+        except (RelayError, StoreError, OSError) as error:
+            app.state.startup_error = error
+            raise
+        try:
+            app.state.serving = running.serving
+            yield
+        finally:
+            app.state.serving = None
+            await asyncio.to_thread(running.engine.stop)
+
+    app = FastAPI(
+        title="LoRA Relay",
+        version=package_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
+    for routes in (generate.router, experts.router, ops.router):
+        app.include_router(routes)
+    install_error_handlers(app)
+    install_openapi(app)
+    return app
+
+
+def package_version() -> str:
+    """Of the installed package, or a word for a plain checkout."""
+    try:
+        return importlib.metadata.version("lora-relay")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+checkout"
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What has been started, and what must be stopped."""
+
+    serving: Serving
+    engine: AppEngine
+
+
+async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
+    """Everything from settings to a pool of experts, told in a few log lines."""
+    base = await asyncio.to_thread(_load_base, settings)
+    store = await asyncio.to_thread(_open_store, settings, base.spec)
+    chat = ChatFormat(base.tokenizer, template=_chat_template(settings))
+    metrics = Metrics(catalog=lambda: store.catalog, max_experts=settings.expert_slots)
+    _describe_build(metrics, base)
+    engine = await asyncio.to_thread(make_engine, base, chat, _engine_config(settings), metrics)
+    pins = Pins(discard_in_background(store))
+    registry = Registry(
+        store=store,
+        spec=base.spec,
+        chat=chat,
+        engine=engine,
+        pins=pins,
+        metrics=metrics,
+        max_rank=settings.max_rank,
+    )
+    service = Service(
+        engine=engine,
+        chat=chat,
+        tokenizer=base.tokenizer,
+        router=ChainRouter(window=settings.chain_window, plain_window=settings.plain_window),
+        catalog=lambda: store.catalog,
+        pins=pins,
+        admission=Admission(max_running=settings.max_running, max_queue=settings.max_queue),
+        activity=Activity(metrics.on_activity),
+        metrics=metrics,
+    )
+    engine.start()
+    try:
+        await _fill(registry, base.spec, settings)
+    except BaseException:
+        await asyncio.to_thread(engine.stop)
+        raise
+    return _Running(_serving(settings, service, registry, metrics, engine), engine)
+
+
+def _load_base(settings: Settings) -> Base:
+    log.info("loading_base", base=settings.base)
+    base = load_base(settings.base, dtype=settings.dtype, device=settings.device, cache=settings.cache)
+    log.info("base_loaded", dtype=_dtype_name(base), device=str(base.device), fingerprint=base.spec.fingerprint)
+    return base
+
+
+def _open_store(settings: Settings, spec: BaseSpec) -> ExpertStore:
+    log.info("opening_store", store=str(settings.store))
+    store = ExpertStore.open(settings.store)
+    check_store_fits(store.catalog, spec)
+    return store
+
+
+def check_store_fits(catalog: Catalog, spec: BaseSpec) -> None:
+    """Raises ForeignStore: an expert on another base would answer nonsense without any error."""
+    for expert in catalog.experts.values():
+        for version in expert.versions.values():
+            trained_on = version.manifest.base_fingerprint
+            if trained_on != spec.fingerprint:
+                raise ForeignStore(version.ref, trained_on=trained_on, runs=spec.fingerprint)
+
+
+def _chat_template(settings: Settings) -> str | None:
+    if settings.chat_template is None:
+        return None
+    try:
+        return settings.chat_template.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--chat-template: {settings.chat_template} cannot be read: {error}") from error
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
+    return EngineConfig(
+        kv_memory_bytes=settings.kv_memory,
+        step_tokens=settings.step_tokens,
+        num_slots=settings.expert_slots,
+        slot_rank=SLOT_RANK,
+        max_sessions=settings.max_running,
+    )
+
+
+def _describe_build(metrics: Metrics, base: Base) -> None:
+    metrics.build.labels(package_version(), base.source, base.spec.fingerprint, _dtype_name(base)).set(1)
+
+
+def _dtype_name(base: Base) -> str:
+    return str(base.dtype).removeprefix("torch.")
+
+
+async def _fill(registry: Registry, spec: BaseSpec, settings: Settings) -> None:
+    if not settings.no_demo:
+        await seed_demo(registry, spec)
+    catalog = registry.catalog
+    log.info("pool", experts=len(catalog.experts), chain=list(catalog.chain), generation=catalog.generation)
+
+
+def _serving(settings: Settings, service: Service, registry: Registry, metrics: Metrics, engine: AppEngine) -> Serving:
+    return Serving(
+        service=service,
+        registry=registry,
+        metrics=metrics,
+        engine_alive=lambda: engine.alive,
+        default_router=settings.router,
+        max_new_tokens=settings.max_new_tokens,
+        max_upload_bytes=settings.max_upload_bytes,
+    )

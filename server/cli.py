@@ -1,0 +1,154 @@
+"""The `relay` command: flags to settings, a server to run, a server to ask. Knows no engine and no model.
+
+Whatever takes long to import (torch, FastAPI, training) is imported by the command that needs it.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ByteSize
+from pydantic.fields import FieldInfo
+from rich.console import Console, RenderableType
+
+from expert_store import StoreError, verify_store
+from server import client, show
+from server.errors import RelayError
+from server.settings import ENVIRONMENT_PREFIX, Settings, load_settings, server_url
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="LoRA Relay: experts that choose their requests.")
+experts = typer.Typer(no_args_is_help=True, help="Look at experts, add them, verify the store.")
+app.add_typer(experts, name="experts")
+
+_console = Console()
+_errors = Console(stderr=True)
+
+Url = Annotated[str | None, typer.Option("--url", help="The server (RELAY_URL; default http://127.0.0.1:8000).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the server's answer as it came.")]
+Store = Annotated[Path | None, typer.Option("--store", help="The store's folder (RELAY_STORE).")]
+
+
+def _serve(config: Path | None, **flags: str | bool | None) -> None:
+    with _clear_errors():
+        settings = load_settings({name: v for name, v in flags.items() if v is not None}, config=config)
+        from server.run import run_server
+
+        run_server(settings)
+
+
+def _with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives the command one option a setting, so that flags, variables and documentation cannot drift apart."""
+    config = typer.Option("--config", help="TOML file with settings (RELAY_CONFIG).")
+    options = {"config": Annotated[Path | None, config]}
+    options |= {name: _option(name, field) for name, field in Settings.model_fields.items()}
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
+        for name, annotation in options.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = dict(options)
+    return command
+
+
+def _option(name: str, field: FieldInfo) -> Any:
+    flag = "--" + name.replace("_", "-")
+    default = field.get_default(call_default_factory=True)
+    shown = "" if default is None or field.annotation is bool else f"; default {_human(default)}"
+    text = f"{field.description} ({ENVIRONMENT_PREFIX}{name.upper()}{shown})"
+    if field.annotation is bool:
+        return Annotated[bool | None, typer.Option(flag, help=text)]
+    return Annotated[str | None, typer.Option(flag, help=text, metavar=name.rpartition("_")[2].upper())]
+
+
+def _human(default: object) -> str:
+    return default.human_readable() if isinstance(default, ByteSize) else str(default)
+
+
+app.command("serve", help="Start the server.")(_with_setting_flags(_serve))
+
+
+@app.command()
+def route(
+    text: Annotated[str, typer.Argument(help="The prompt.")],
+    router: Annotated[str | None, typer.Option(help="chain or none; else the server's setting.")] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask who would answer a prompt."""
+    with _clear_errors():
+        _print(client.route(server_url(url), text, router=router), show.decision, as_json=as_json)
+
+
+@experts.command("list")
+def list_experts(url: Url = None, as_json: AsJson = False) -> None:
+    """List the experts of a server."""
+    with _clear_errors():
+        _print(client.list_experts(server_url(url)), show.expert_table, as_json=as_json)
+
+
+@experts.command("show")
+def show_expert(name: str, url: Url = None, as_json: AsJson = False) -> None:
+    """Show one expert: what it is for, its versions and aliases."""
+    with _clear_errors():
+        _print(client.show_expert(server_url(url), name), show.expert, as_json=as_json)
+
+
+@experts.command("add")
+def add_expert(
+    folder: Annotated[Path, typer.Argument(help="What PEFT's save_pretrained or `relay train` wrote.")],
+    name: Annotated[str | None, typer.Option(help="The expert's name; else the manifest's.")] = None,
+    activate: Annotated[bool, typer.Option(help="Make it the version its bare name means.")] = True,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register an adapter on a running server."""
+    with _clear_errors():
+        answer = client.add_expert(server_url(url), folder, name=name, activate=activate)
+        _print(answer, show.registration, as_json=as_json)
+
+
+@experts.command("verify")
+def verify(store: Store = None) -> None:
+    """Check every file of a store against its digest; no server is needed."""
+    with _clear_errors():
+        root = load_settings({} if store is None else {"store": store}).store
+        if not root.is_dir():
+            raise client.ClientError(f"{root} is not there: name the store's folder with --store or RELAY_STORE")
+        found = verify_store(root)
+    if found:
+        _console.print(show.problems(found))
+        raise typer.Exit(1)
+    _console.print(f"{root}: every file is as published", highlight=False)
+
+
+@app.command(
+    "train",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+)
+def train(context: typer.Context) -> None:
+    """Train experts."""
+    from training.cli import app as training
+
+    training(args=context.args, prog_name="relay train")
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What a user can mend becomes one message and exit status 1."""
+    try:
+        yield
+    except (RelayError, StoreError) as error:
+        _errors.print(error.message, style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+
+
+def _print(answer: dict[str, Any], table: Callable[[Mapping[str, Any]], RenderableType], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    else:
+        _console.print(table(answer))

@@ -1,0 +1,290 @@
+"""Changes the expert pool while requests run: registers, deletes, points aliases, orders the chain. Knows no HTTP.
+
+A registration is checked in full before anything is published, and a deleted version's files outlive the requests that
+may read them.
+"""
+
+import asyncio
+import math
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol, TypeVar
+
+import structlog
+
+from expert_store import (
+    AdapterInfo,
+    BaseSpec,
+    Catalog,
+    ExpertStore,
+    ExpertVersion,
+    InvalidAdapter,
+    InvalidManifest,
+    Manifest,
+    ManifestDraft,
+    Staged,
+    StoreError,
+    UnknownExpert,
+    check_name,
+    inspect_adapter,
+)
+from server.errors import RegistrationsBusy, RelayError
+from server.metrics import Metrics, RegistrationOutcome
+from server.model.chat import ChatFormat, Prompt, activation_start
+from server.pins import Pins
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+MAX_RUNNING_REGISTRATIONS = 4
+_RETRY_AFTER_SECONDS = 5
+_SAMPLE = "Hello, what can you do?"
+
+
+class EffectEngine(Protocol):
+    """The seam to the engine; `server.engine.Engine` in production."""
+
+    async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float: ...
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at before publication."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A published version, what was checked, and the catalog generation that first shows it."""
+
+    version: ExpertVersion
+    checks: tuple[Check, ...]
+    catalog_generation: int
+
+
+class Registry:
+    """The only writer of the store in this process. Lives on the event loop's thread; disk work runs in threads."""
+
+    def __init__(
+        self,
+        *,
+        store: ExpertStore,
+        spec: BaseSpec,
+        chat: ChatFormat,
+        engine: EffectEngine,
+        pins: Pins,
+        metrics: Metrics,
+        max_rank: int,
+    ) -> None:
+        self._store = store
+        self._spec = spec
+        self._chat = chat
+        self._engine = engine
+        self._pins = pins
+        self._metrics = metrics
+        self._max_rank = max_rank
+        self._num_running = 0
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._store.catalog
+
+    @asynccontextmanager
+    async def stage(self) -> AsyncIterator[Staged]:
+        """A private folder for one registration's two files, counted when the block ends. Raises RegistrationsBusy."""
+        self._num_running += 1
+        outcome: RegistrationOutcome = "error"
+        try:
+            if self._num_running > MAX_RUNNING_REGISTRATIONS:
+                raise RegistrationsBusy(running=MAX_RUNNING_REGISTRATIONS, retry_after_seconds=_RETRY_AFTER_SECONDS)
+            async with _staged(self._store) as staged:
+                yield staged
+            outcome = "registered"
+        except (StoreError, RelayError):
+            outcome = "refused"
+            raise
+        finally:
+            self._num_running -= 1
+            self._metrics.on_registration(outcome)
+
+    async def register(
+        self, staged: Staged, draft: ManifestDraft, *, name: str | None, activate: bool = True
+    ) -> Registration:
+        """Checks the staged adapter and publishes it; nothing has changed if this raises.
+
+        Raises InvalidName, InvalidManifest, InvalidAdapter, UnusableIndicators.
+        """
+        wanted = draft.name if name is None else name
+        if wanted is None:
+            raise InvalidManifest("name", "the expert needs a name: give the field name, or one in the manifest")
+        check_name(wanted)
+        info = await _in_thread(lambda: inspect_adapter(staged.folder, self._spec, max_rank=self._max_rank))
+        checks = [Check(check, True, _INSPECTED[check]) for check in info.checks if check in _INSPECTED]
+        checks.append(self._check_base(draft))
+        checks.extend(self._check_selection(draft, info))
+        checks.append(await self._check_effect(_candidate(staged, draft, info, wanted)))
+        version = await _in_thread(lambda: self._store.publish(staged, draft, info, name=wanted, activate=activate))
+        log.info("registered", expert=version.ref, kind=version.kind, rank=version.rank, digest=version.digest)
+        return Registration(version, tuple(checks), self._store.catalog.generation)
+
+    async def delete_version(self, name: str, version: int) -> Catalog:
+        """Out of the catalog at once; the files go when no request can read them any more.
+
+        Raises UnknownExpert, UnknownVersion, VersionInUse.
+        """
+        doomed = self._store.catalog.resolve(f"{name}@{version}")
+        catalog = await _in_thread(lambda: self._store.delete_version(name, version, keep_files=True))
+        self._pins.delete(doomed)
+        if name not in catalog.experts:
+            self._metrics.forget(name)
+        log.info("deleted", expert=doomed.ref, catalog_generation=catalog.generation)
+        return catalog
+
+    async def set_alias(self, name: str, alias: str, version: int) -> Catalog:
+        """Raises InvalidName, UnknownExpert, UnknownVersion."""
+        catalog = await _in_thread(lambda: self._store.set_alias(name, alias, version))
+        log.info("alias_set", expert=name, alias=alias, version=version)
+        return catalog
+
+    async def remove_alias(self, name: str, alias: str) -> Catalog:
+        """Raises UnknownExpert, UnknownAlias."""
+        catalog = await _in_thread(lambda: self._store.remove_alias(name, alias))
+        log.info("alias_removed", expert=name, alias=alias)
+        return catalog
+
+    async def set_chain(self, order: tuple[str, ...], *, expected_generation: int | None) -> Catalog:
+        """Raises UnknownExpert, InvalidChain, GenerationConflict."""
+        try:
+            catalog = await _in_thread(lambda: self._store.set_chain(order, expected_generation))
+        except UnknownExpert as error:
+            error.field = "order"
+            raise
+        log.info("chain_set", order=list(order), catalog_generation=catalog.generation)
+        return catalog
+
+    def _check_base(self, draft: ManifestDraft) -> Check:
+        if draft.base_fingerprint is None:
+            return Check("base", True, "the manifest names no base; the shapes fit this one")
+        if draft.base_fingerprint != self._spec.fingerprint:
+            raise InvalidManifest(
+                "base_fingerprint",
+                f"base_fingerprint: the expert was trained on {draft.base_fingerprint}, this server runs "
+                f"{self._spec.fingerprint}: retrain it, or start the server with that base",
+            )
+        return Check("base", True, f"trained on the base this server runs, {self._spec.fingerprint}")
+
+    def _check_selection(self, draft: ManifestDraft, info: AdapterInfo) -> list[Check]:
+        """That a self-selecting expert can be asked with this base's tokens and chat template."""
+        if draft.indicators is None:
+            return []
+        tokens = self._chat.indicator_tokens(draft.indicators)
+        told_apart = Check("indicators", True, f"accept and reject differ in token {tokens.shared_length + 1}")
+        if info.invocation_tokens is None:
+            return [told_apart]
+        prompt = self._chat.generation_prompt
+        if activation_start(prompt, info.invocation_tokens) is None:
+            raise InvalidAdapter(
+                "alora_invocation_tokens",
+                f"alora_invocation_tokens {list(info.invocation_tokens)} do not lie in the generation prompt "
+                f"{list(prompt)}, so the expert could never be asked: train it with this base's chat template",
+            )
+        return [told_apart, Check("invocation", True, "the generation prompt wakes the expert up")]
+
+    async def _check_effect(self, candidate: ExpertVersion) -> Check:
+        effect = await self._engine.measure_effect(candidate, self._sample_prompt(candidate))
+        if not math.isfinite(effect):
+            raise _no_good("with it the model's logits are not finite: its weights are damaged or far too large")
+        if effect == 0:
+            raise _no_good("it changes no logit, so it would silently answer as the base model")
+        return Check("effect_on_logits", True, f"it changes a logit of a sample prompt by {effect:.4g}")
+
+    def _sample_prompt(self, candidate: ExpertVersion) -> Prompt:
+        """A prompt that wakes the expert up, whatever its invocation tokens are."""
+        samples = candidate.manifest.samples
+        prompt = self._chat.render([{"role": "user", "content": samples[0] if samples else _SAMPLE}])
+        invocation = candidate.invocation_tokens
+        if invocation is None or activation_start(prompt.tokens, invocation) is not None:
+            return prompt
+        return Prompt(tokens=prompt.tokens + invocation, body_length=prompt.body_length)
+
+
+_INSPECTED = {
+    "files": "both files are there, and no pickle",
+    "config": "adapter_config.json asks for nothing this server cannot do",
+    "header": "adapter_model.safetensors is well-formed",
+    "modules": "the config, the weights and the base name the same linear layers",
+    "shapes": "every tensor fits the base",
+    "ranks": "the ranks are as declared and under the server's limit",
+    "finite": "no NaN and no infinity",
+    "effect": "the weights are not all zero",
+}
+
+
+@asynccontextmanager
+async def _staged(store: ExpertStore) -> AsyncIterator[Staged]:
+    """The store's staging folder; entering and leaving wait for its lock, so both are done in threads."""
+    staging = store.stage()
+    staged = await _in_thread(staging.__enter__)
+    try:
+        yield staged
+    finally:
+        await _in_thread(lambda: staging.__exit__(None, None, None))
+
+
+def discard_in_background(store: ExpertStore) -> Callable[[ExpertVersion], None]:
+    """What `Pins` calls: removes a deleted version's files without holding up the event loop."""
+
+    def discard(version: ExpertVersion) -> None:
+        asyncio.get_running_loop().run_in_executor(None, _discard, store, version)
+
+    return discard
+
+
+def _discard(store: ExpertStore, version: ExpertVersion) -> None:
+    try:
+        store.discard_files(version)
+    except (StoreError, OSError) as error:
+        log.warning("files_left", expert=version.ref, error=str(error), next="the next start removes them")
+
+
+def _candidate(staged: Staged, draft: ManifestDraft, info: AdapterInfo, name: str) -> ExpertVersion:
+    """The staged adapter as the engine wants it; its digest is nobody else's, so nothing is confused with it."""
+    manifest = Manifest(
+        name=name,
+        version=1,
+        kind=info.kind,
+        rank=info.rank,
+        target_modules=info.target_modules,
+        parameters=info.parameters,
+        invocation_tokens=info.invocation_tokens,
+        base_fingerprint=info.base_fingerprint,
+        description=draft.description,
+        samples=draft.samples,
+        indicators=draft.indicators,
+        threshold=draft.threshold,
+        training=draft.training,
+        quality=draft.quality,
+        files={},
+        created_at=datetime.now(UTC),
+    )
+    return ExpertVersion(manifest, f"candidate:{uuid.uuid4().hex}", staged.folder)
+
+
+def _no_good(reason: str) -> InvalidAdapter:
+    return InvalidAdapter("adapter_model.safetensors", f"adapter_model.safetensors: {reason}")
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Runs `work` in a thread and stays until it has ended, even when cancelled: it may be moving files."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -1,0 +1,92 @@
+"""Runs the application under uvicorn: socket, signals, startup errors. Knows no routes and builds no collaborators."""
+
+import logging
+import socket
+from contextlib import suppress
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from expert_store import StoreError
+from server.app import build_app
+from server.errors import RelayError
+from server.logs import configure_logging
+from server.settings import Settings
+
+log = structlog.get_logger()
+
+SHUTDOWN_SECONDS = 30
+MAX_HEADER_BYTES = 64 * 1024
+
+
+class StartupFailed(RelayError):
+    """The server did not come up, for a reason an operator can mend."""
+
+
+def run_server(settings: Settings) -> None:
+    """Serves until it is told to stop. Raises RelayError or StoreError where it cannot start."""
+    configure_logging(settings.log_level, settings.log_format)
+    app = build_app(settings)
+    logging.getLogger("uvicorn.error").addFilter(_QuietStartup(app))
+    # h11 and not httptools, because it bounds the size of headers.
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="h11",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    server = _Server(config)
+    with suppress(KeyboardInterrupt, SystemExit):  # uvicorn exits by itself when a startup fails
+        server.run(sockets=[_bind(settings)])
+    if not server.started:
+        raise _reason(app)
+
+
+def _reason(app: FastAPI) -> RelayError | StoreError:
+    """Why the server did not come up."""
+    error = app.state.startup_error
+    if isinstance(error, RelayError | StoreError):
+        return error
+    return StartupFailed(f"the server could not start: {error or 'its log says why'}")
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            log.info("ready", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+class _QuietStartup(logging.Filter):
+    """Drops uvicorn's traceback of a startup error that is told in one line."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__()
+        self._app = app
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
+        return getattr(self._app.state, "startup_error", None) is None
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """Takes the port before the model is loaded, so that a taken one is noticed at once. Raises StartupFailed."""
+    try:
+        [family, kind, *_, address] = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise StartupFailed(
+            f"{settings.host}:{settings.port} cannot be listened on ({error}): choose another --host or --port"
+        ) from error
+    return listener

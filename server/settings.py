@@ -1,0 +1,175 @@
+"""What an operator can set, and the only code that reads the environment or a config file. Builds nothing.
+
+Sources, strongest first: command-line flags, RELAY_* variables, the TOML file, the defaults below. A name that no
+setting has is an error, so that a typing mistake never passes for a setting.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ByteSize, Field, PositiveInt, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from server.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "RELAY_"
+CONFIG_VARIABLE = "RELAY_CONFIG"
+URL_VARIABLE = "RELAY_URL"
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Directory = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+def _home(variable: str, fallback: str) -> Path:
+    """The XDG base directory of that name, with our own folder in it."""
+    return Path(os.environ.get(variable) or fallback).expanduser() / "lora-relay"
+
+
+class Settings(BaseSettings):
+    """Everything `relay serve` can be told. Valid once constructed, and never changed."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    store: Directory = Field(
+        default_factory=lambda: _home("XDG_DATA_HOME", "~/.local/share") / "store",
+        description="Folder of the expert store; made if it is not there.",
+    )
+    base: str = Field(
+        "bundled",
+        description="Base model: `bundled`, a transformers folder, a `.gguf` file, or a hub id, org/name@revision.",
+    )
+    dtype: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Number format of the base's weights; auto is bf16 where the processor has it, else fp32.",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu, cuda or cuda:N; auto is CUDA where there is one.",
+    )
+    router: Literal["chain", "none"] = Field(
+        "chain", description="Router of a request that names neither router nor expert."
+    )
+    no_demo: bool = Field(False, description="Leave a new store empty instead of seeding it with the demo experts.")
+    kv_memory: ByteSize = Field(
+        ByteSize(1024**3),
+        ge=1024**2,
+        description="Bytes for keys and values of all running requests, such as 1GiB.",
+    )
+    step_tokens: int = Field(512, ge=16, le=65536, description="Most tokens the engine computes in one step.")
+    expert_slots: int = Field(
+        64, ge=1, le=4096, description="Expert slots on the device; an expert of rank r takes ceil(r / 8)."
+    )
+    max_rank: int = Field(64, ge=1, le=512, description="Highest LoRA rank a registration may have.")
+    max_running: int = Field(64, ge=1, le=4096, description="Most requests computed at a time.")
+    max_queue: int = Field(
+        256, ge=0, le=65536, description="Most requests waiting behind those; the next one gets 429."
+    )
+    max_new_tokens: int = Field(1024, ge=1, le=1_000_000, description="Most new tokens one request may ask for.")
+    chain_window: PositiveInt = Field(8, le=256, description="Activated experts the chain probes together.")
+    plain_window: PositiveInt = Field(2, le=64, description="Plain LoRA experts the chain probes together.")
+    max_body_bytes: ByteSize = Field(
+        ByteSize(1024**2), ge=1024, description="Largest request body in bytes, uploads apart, such as 1MiB."
+    )
+    max_upload_bytes: ByteSize = Field(
+        ByteSize(512 * 1024**2),
+        ge=1024,
+        description="Largest registration (body of POST /experts) in bytes, such as 512MiB.",
+    )
+    cache: Directory = Field(
+        default_factory=lambda: _home("XDG_CACHE_HOME", "~/.cache"),
+        description="Folder for what can be made again, such as the converted GGUF base.",
+    )
+    chat_template: Directory | None = Field(
+        None, description="File with a Jinja chat template to use instead of the base model's own."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severity that is logged."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Log lines for people, or one JSON object a line."
+    )
+
+    @model_validator(mode="after")
+    def _max_rank_fits_the_slots(self) -> "Settings":
+        if self.max_rank > self.expert_slots * 8:
+            raise ValueError(
+                f"max_rank {self.max_rank} needs {-(-self.max_rank // 8)} expert slots, expert_slots is "
+                f"{self.expert_slots}: raise expert_slots or lower max_rank"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(flags: Mapping[str, Any], *, config: Path | None = None) -> Settings:
+    """Settings from all sources; `flags` holds only what was really given. Raises SettingsError."""
+    _refuse_unknown_variables(os.environ)
+    file = config or _config_from_environment()
+    if file is not None:
+        _check_readable(file)
+
+    class Configured(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    try:
+        return Configured(**flags)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from error
+
+
+def server_url(given: str | None) -> str:
+    """Where a client command finds the server: the flag, RELAY_URL, or the default address."""
+    return (given or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
+
+
+def _config_from_environment() -> Path | None:
+    value = os.environ.get(CONFIG_VARIABLE)
+    return Path(value).expanduser() if value else None
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        tomllib.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"config file {file} cannot be read: {error}") from error
+
+
+def _refuse_unknown_variables(environment: Iterable[str]) -> None:
+    known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields} | {
+        CONFIG_VARIABLE,
+        URL_VARIABLE,
+    }
+    for name in sorted(environment):
+        if name.upper().startswith(ENVIRONMENT_PREFIX) and name.upper() not in known:
+            raise SettingsError(f"environment variable {name} is not a setting: `relay serve --help` lists them")
+
+
+def _explain(error: ValidationError) -> str:
+    """One line a problem: the setting as a flag, what is wrong, and what was given."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        flag = "--" + name.replace("_", "-") if name in Settings.model_fields else name
+        given = "" if problem["type"] in ("missing", "value_error") else f" (given: {problem['input']!r})"
+        lines.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')}{given}" if name else problem["msg"])
+    return "\n".join(lines)

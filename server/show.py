@@ -1,0 +1,105 @@
+"""Server answers as tables for a terminal. Asks nobody."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from expert_store import Problem
+
+
+def decision(answer: Mapping[str, Any]) -> RenderableType:
+    """Who would answer, why, and who was asked."""
+    routing, usage, timings = answer["routing"], answer["usage"], answer["timings"]
+    who = f"{routing['expert']}@{routing['version']}" if routing["expert"] else "the base model"
+    line = Text.assemble((who, "bold"), f"  {routing['reason']}")
+    if routing["score"] is not None:
+        line.append(f"  score {routing['score']:.4f}")
+    cost = (
+        f"{usage['prompt_tokens']} prompt tokens, {usage['computed_tokens']} computed, "
+        f"{timings['routing_ms']:.0f} ms of routing"
+    )
+    if not routing["considered"]:
+        return Group(line, Text(cost, style="dim"))
+    return Group(line, _considered(routing["considered"]), Text(cost, style="dim"))
+
+
+def expert_table(answer: Mapping[str, Any]) -> RenderableType:
+    """One line an expert."""
+    table = _table("expert", "live", "kind", "chain", "description")
+    for expert in answer["experts"]:
+        position = expert["chain_position"]
+        _add_row(
+            table,
+            expert["name"],
+            _or_dash(expert["live_version"]),
+            _or_dash(expert["kind"]),
+            "-" if position is None else str(position + 1),
+            expert["description"],
+        )
+    return Group(table, Text(f"catalog generation {answer['catalog_generation']}", style="dim"))
+
+
+def expert(answer: Mapping[str, Any]) -> RenderableType:
+    """All of one expert."""
+    return Group(*_expert_parts(answer))
+
+
+def registration(answer: Mapping[str, Any]) -> RenderableType:
+    """What was published and what was checked before."""
+    ref = f"{answer['name']}@{answer['version']}"
+    head = Text.assemble((ref, "bold"), f"  {answer['kind']}, rank {answer['rank']}, {answer['digest']}")
+    checks = [Text(f"  {check['name']}: {check['detail']}") for check in answer["checks"]]
+    return Group(head, *checks)
+
+
+def problems(found: Sequence[Problem]) -> RenderableType:
+    """One line each."""
+    table = _table("version", "path", "problem")
+    for problem in found:
+        _add_row(table, _or_dash(problem.ref), str(problem.path), problem.message)
+    return table
+
+
+def _expert_parts(answer: Mapping[str, Any]) -> Iterator[RenderableType]:
+    yield Text.assemble((answer["name"], "bold"), f"  {answer['description']}")
+    for sample in answer["samples"]:
+        yield Text(f"  for example: {sample}")
+    table = _table("version", "kind", "rank", "aliases", "created", "digest")
+    for version in answer["versions"]:
+        _add_row(
+            table,
+            str(version["version"]),
+            version["kind"],
+            str(version["rank"]),
+            ", ".join(version["aliases"]) or "-",
+            version["created_at"],
+            version["digest"],
+        )
+    yield table
+
+
+def _considered(experts: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("asked", "score", "says")
+    for asked in experts:
+        score = "-" if asked["score"] is None else f"{asked['score']:.4f}"
+        _add_row(table, f"{asked['expert']}@{asked['version']}", score, "mine" if asked["accepted"] else "not mine")
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Cells as they are: descriptions come from users and may look like rich's markup."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)

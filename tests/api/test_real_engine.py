@@ -1,0 +1,139 @@
+"""The whole server with the real engine on a tiny random base: what only both together can get wrong."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from server.app import build_app
+from server.engine import Engine
+from server.model.base import Base
+from server.model.chat import ChatFormat
+from server.settings import Settings
+from tests.api.conftest import App
+from tests.support import asgi, tiny
+
+pytestmark = pytest.mark.anyio
+PROMPTS = ["what is the capital of France?", "the quick brown fox", "hello", "0123 over the lazy dog"]
+
+
+class RealApp(App):
+    """The same application, on an engine that computes."""
+
+    real: Engine
+
+    async def text(self, prompt: str, **fields: Any) -> str:
+        body = {"prompt": prompt, "max_new_tokens": 12, "ignore_eos": True, **fields}
+        reply = await self.ask("POST", "/generate", body)
+        assert reply.status == 200, reply.body
+        return str(reply.json()["text"])
+
+
+@pytest.fixture
+async def real(base_folder: Path, tmp_path: Path) -> AsyncIterator[RealApp]:
+    settings = Settings(
+        base=str(base_folder),
+        dtype="fp32",
+        store=tmp_path / "store",
+        cache=tmp_path / "cache",
+        no_demo=True,
+        kv_memory=1 << 24,
+        step_tokens=64,
+    )
+    world = RealApp(FastAPI(), settings)
+
+    def make_engine(base: Base, chat: ChatFormat, config: Any, observer: Any) -> Engine:
+        world.real = Engine(base, chat, config, observer)
+        return world.real
+
+    world.app = build_app(settings, make_engine=make_engine)
+    async with asgi.running(world.app):
+        yield world
+    world.real.check_integrity()
+
+
+async def test_a_registered_expert_answers_unlike_the_base_and_always_the_same(
+    real: RealApp, alora: Path, lora: Path
+) -> None:
+    assert (await real.register(alora, "sql")).status == 201
+    assert (await real.register(lora, "plain", manifest="{}")).status == 201
+    base = await real.text("hello", router="none")
+    for name in ("sql", "plain"):
+        text = await real.text("hello", expert=name)
+        assert text != base
+        assert await real.text("hello", expert=name) == text
+
+
+async def test_the_stream_gives_the_same_text(real: RealApp, alora: Path) -> None:
+    await real.register(alora, "sql")
+    for prompt in PROMPTS:
+        body = {"prompt": prompt, "max_new_tokens": 12, "ignore_eos": True}
+        events = (await real.ask("POST", "/generate", {**body, "stream": True})).events()
+        streamed = "".join(data["text"] for name, data in events if name == "token")
+        assert streamed == await real.text(prompt)
+
+
+async def test_the_chain_reads_the_prompt_once_and_answers_as_the_named_expert_does(real: RealApp, alora: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        await real.register(alora, name, threshold="0.001")
+    routed = (await real.ask("POST", "/route", {"prompt": "what is the capital of France? " * 4})).json()
+    prompt_tokens, computed = (routed["usage"][key] for key in ("prompt_tokens", "computed_tokens"))
+    assert prompt_tokens < computed <= prompt_tokens + 8 * len(names)
+    assert routed["routing"]["expert"] == "d"
+    assert await real.text("hello") == await real.text("hello", expert="d")
+
+
+async def test_an_expert_registered_while_streams_run_changes_none_of_them(
+    real: RealApp, alora: Path, lora: Path
+) -> None:
+    await real.register(lora, "plain", manifest="{}")
+    expected = {prompt: await real.text(prompt, expert="plain", max_new_tokens=30) for prompt in PROMPTS}
+    body = {"expert": "plain", "max_new_tokens": 30, "ignore_eos": True, "stream": True}
+    streams = [(prompt, real.begin("POST", "/generate", {**body, "prompt": prompt})) for prompt in PROMPTS * 4]
+    assert (await real.register(alora, "sql", threshold="0.001")).status == 201
+    for prompt, stream in streams:
+        events = (await stream.finish()).events()
+        assert events[-1][0] == "done"
+        assert "".join(data["text"] for name, data in events if name == "token") == expected[prompt]
+    assert (await real.ask("POST", "/route", {"prompt": "hello"})).json()["routing"]["expert"] == "sql"
+
+
+async def test_clients_that_leave_at_any_time_leak_nothing(real: RealApp, alora: Path) -> None:
+    await real.register(alora, "sql")
+    for delay in range(12):
+        body = {"prompt": PROMPTS[delay % 4], "max_new_tokens": 200, "ignore_eos": True, "stream": bool(delay % 2)}
+        exchange = real.begin("POST", "/generate", body)
+        await asyncio.sleep(delay * 0.004)
+        exchange.leave()
+        await exchange.finish()
+    async with asyncio.timeout(20):
+        while real.real.blocks.num_used:
+            await asyncio.sleep(0.01)
+    assert await real.text("hello")
+
+
+async def test_weights_that_overflow_are_refused(real: RealApp, base_folder: Path, tmp_path: Path) -> None:
+    huge = tiny.write_adapter(tmp_path / "huge", base_folder, kind="lora", strength=1e36)
+    before = await real.text("hello", router="none")
+    reply = await real.register(huge, "huge", manifest="{}")
+    assert (reply.status, reply.json()["error"]["code"]) == (422, "invalid_adapter")
+    assert "finite" in reply.json()["error"]["message"]
+    assert await real.text("hello", router="none") == before
+
+
+async def test_a_prompt_over_the_context_is_refused_with_both_numbers(real: RealApp) -> None:
+    reply = await real.ask("POST", "/generate", {"prompt": "hello " * 600})
+    assert (reply.status, reply.json()["error"]["code"]) == (422, "context_length_exceeded")
+
+
+async def test_the_step_metrics_come_from_the_engine(real: RealApp, alora: Path) -> None:
+    await real.register(alora, "sql")
+    await real.text("hello", expert="sql")
+    assert await real.metric("lora_relay_step_seconds_count") > 5
+    assert await real.metric("lora_relay_kv_blocks_total") > 0
+    assert await real.metric("lora_relay_step_experts_sum") > 0
+    assert await real.metric('lora_relay_completion_tokens_total{expert="sql"}') == 12

@@ -1,0 +1,212 @@
+"""The `relay` command, against a real server process stand-in: the application behind a local socket."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from expert_store import ExpertStore
+from server.cli import app
+from server.settings import Settings
+from tests.store.samples import publish
+
+ROUTING = {
+    "router": "chain",
+    "expert": "sql",
+    "version": 3,
+    "digest": "sha256:0",
+    "score": 0.98,
+    "fallback": False,
+    "reason": "accepted",
+    "considered": [{"expert": "sql", "version": 3, "score": 0.98, "accepted": True}],
+    "catalog_generation": 17,
+}
+ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
+    "POST /route": (
+        200,
+        {
+            "id": "route-1",
+            "routing": ROUTING,
+            "usage": {"prompt_tokens": 9, "completion_tokens": 0, "computed_tokens": 14},
+            "timings": {"queue_ms": 0.1, "routing_ms": 12.0, "first_token_ms": None, "total_ms": 13.0},
+        },
+    ),
+    "GET /experts": (
+        200,
+        {
+            "experts": [
+                {"name": "sql", "description": "[bold] SQL", "live_version": 3, "kind": "alora", "chain_position": 0}
+            ],
+            "catalog_generation": 17,
+        },
+    ),
+    "GET /experts/nobody": (404, {"error": {"message": "there is no expert 'nobody'", "code": "unknown_expert"}}),
+    "GET /experts/..%2Fchain": (404, {"error": {"message": "there is no expert '../chain'", "code": "unknown_expert"}}),
+    "POST /experts": (
+        201,
+        {
+            "name": "sql",
+            "version": 4,
+            "digest": "sha256:1",
+            "kind": "alora",
+            "rank": 16,
+            "checks": [{"name": "files", "passed": True, "detail": "there"}],
+            "catalog_generation": 18,
+        },
+    ),
+}
+
+
+class FakeServer(BaseHTTPRequestHandler):
+    """Answers from the table above and keeps what it was sent."""
+
+    seen: list[tuple[str, bytes]] = []  # noqa: RUF012 - one list for the whole server, on purpose
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.seen.append((f"{self.command} {self.path}", body))
+        status, answer = ANSWERS.get(f"{self.command} {self.path}", (200, {}))
+        data = json.dumps(answer).encode() if answer else b"<html>"
+        self.send_response(status)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeServer)
+    FakeServer.seen.clear()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("RELAY_URL", address)
+    yield address
+    server.shutdown()
+    server.server_close()
+
+
+def relay(*arguments: str) -> tuple[int, str]:
+    """Exit status and everything printed, as one line."""
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "TERM": "dumb"})
+    return result.exit_code, re.sub(r"\s+", " ", result.output)
+
+
+@pytest.mark.usefixtures("url")
+def test_route_shows_who_would_answer_and_who_was_asked() -> None:
+    status, output = relay("route", "how many users?")
+    assert status == 0
+    assert "sql@3 accepted score 0.9800" in output
+    assert "mine" in output
+    assert json.loads(FakeServer.seen[-1][1]) == {"prompt": "how many users?"}
+
+
+@pytest.mark.usefixtures("url")
+def test_an_answer_can_be_had_as_json() -> None:
+    _, output = relay("route", "x", "--router", "none", "--json")
+    assert json.loads(output)["routing"] == ROUTING
+    assert json.loads(FakeServer.seen[-1][1]) == {"prompt": "x", "router": "none"}
+
+
+@pytest.mark.usefixtures("url")
+def test_experts_are_listed_as_they_are_described() -> None:
+    status, output = relay("experts", "list")
+    assert status == 0
+    assert "sql 3 alora 1 [bold] SQL" in output
+
+
+@pytest.mark.usefixtures("url")
+def test_the_servers_own_message_is_shown() -> None:
+    status, output = relay("experts", "show", "nobody")
+    assert status == 1
+    assert "there is no expert 'nobody' (404 unknown_expert)" in output
+    relay("experts", "show", "../chain")
+    assert FakeServer.seen[-1][0] == "GET /experts/..%2Fchain"
+
+
+@pytest.mark.usefixtures("url")
+def test_add_sends_both_files_and_the_manifest(tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors", "manifest.json"):
+        (tmp_path / name).write_text(f"content of {name}")
+    status, output = relay("experts", "add", str(tmp_path), "--name", "sql", "--no-activate")
+    assert status == 0
+    assert "sql@4 alora, rank 16" in output
+    sent = FakeServer.seen[-1][1].decode()
+    for field in ("adapter_config", "adapter_model", "manifest", "name", "activate"):
+        assert f'name="{field}"' in sent
+    assert "content of manifest.json" in sent
+
+
+@pytest.mark.usefixtures("url")
+def test_add_says_which_file_is_missing(tmp_path: Path) -> None:
+    status, output = relay("experts", "add", str(tmp_path))
+    assert status == 1
+    assert "adapter_config.json is not there" in output
+
+
+@pytest.mark.usefixtures("url")
+def test_a_server_that_is_not_there_or_is_another_one() -> None:
+    status, output = relay("experts", "list", "--url", "http://127.0.0.1:1")
+    assert (status, "start one with `relay serve`" in output) == (1, True)
+    status, output = relay("experts", "show", "something-else")
+    assert (status, "not as a LoRA Relay server does" in output) == (1, True)
+    assert relay("experts", "list", "--url", "nonsense")[0] == 1
+
+
+def test_verify_reads_a_store_without_a_server(tmp_path: Path) -> None:
+    store = ExpertStore.open(tmp_path / "store")
+    version = publish(store, "sql")
+    assert relay("experts", "verify", "--store", str(tmp_path / "store"))[0] == 0
+    (version.folder / "adapter_model.safetensors").write_bytes(b"changed")
+    status, output = relay("experts", "verify", "--store", str(tmp_path / "store"))
+    assert (status, "sql@1" in output) == (1, True)
+    status, output = relay("experts", "verify", "--store", str(tmp_path / "nowhere"))
+    assert (status, "is not there" in output) == (1, True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_serve_has_a_flag_for_every_setting_and_names_its_variable() -> None:
+    status, output = relay("serve", "--help")
+    assert status == 0
+    for name in Settings.model_fields:
+        assert "--" + name.replace("_", "-") in output
+        assert "RELAY_" + name.upper() in output
+
+
+def test_a_bad_setting_is_told_in_one_line() -> None:
+    status, output = relay("serve", "--port", "99999", "--dtype", "fp8")
+    assert status == 1
+    assert "--port" in output
+    assert "fp8" in output
+    assert "Traceback" not in output
+
+
+def test_serve_that_cannot_start_says_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server", "serve", "--port", "0", "--base", str(tmp_path / "nope")]
+    ended = subprocess.run([*command, "--store", str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 1
+    assert "there is no such folder" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_train_is_mounted() -> None:
+    status, output = relay("train", "--help")
+    assert (status, "see" in output) == (0, True)
+    assert relay("train", "see", "--no-such-flag")[0] == 2
+
+
+def test_asking_does_not_load_torch() -> None:
+    code = "import sys, server.cli; sys.exit('torch' in sys.modules or 'fastapi' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=200).returncode == 0

@@ -1,0 +1,65 @@
+"""`relay train see` as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.support.tiny import write_base
+from training.cli import app
+
+
+def write_rows(path: Path, prefix: str, count: int) -> Path:
+    lines = [json.dumps({"id": i, "input": f"{prefix} {i}", "output": f"{i} dogs"}) for i in range(count)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def see(folder: Path, *options: str) -> Result:
+    base = folder / "base"
+    if not base.exists():
+        write_base(base)
+    command = ["see", "--data", folder / "own.jsonl", "--negatives", folder / "a.jsonl", folder / "b.jsonl"]
+    more = ["--out", folder / "out", "--base", base, "--device", "cpu", "--cache", folder, *options]
+    return CliRunner().invoke(app, [str(part) for part in (*command, *more)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_rows(tmp_path / "own.jsonl", "jump", 12)
+    write_rows(tmp_path / "a.jsonl", "lazy", 6)
+    write_rows(tmp_path / "b.jsonl", "brown", 6)
+    return tmp_path
+
+
+def test_an_expert_is_trained_and_reported(folder: Path) -> None:
+    result = see(folder, "--rank", "4", "--batch-size", "4", "--sample", "jump 3", "--description", "Counts dogs.")
+    assert result.exit_code == 0, result.output
+    assert "threshold" in result.output
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    assert manifest["training"]["rows"] == 22
+    assert manifest["samples"] == ["jump 3"]
+    assert manifest["name"] is None
+
+
+def test_bad_data_is_named_by_line_and_nothing_is_trained(folder: Path) -> None:
+    (folder / "b.jsonl").write_text('{"id": 1, "input": "x"}\n{"id": 1, "input": "y"}\n')
+    result = see(folder)
+    assert result.exit_code == 1
+    assert "line 2: id '1' is already used in line 1" in result.output
+    assert not (folder / "out").exists()
+
+
+def test_a_bad_name_is_refused_before_the_training(folder: Path) -> None:
+    result = see(folder, "--register", "No Name")
+    assert result.exit_code == 1
+    assert "'No Name' is no expert name" in result.output
+    assert not (folder / "out").exists()
+
+
+def test_a_server_that_is_not_there_leaves_the_expert_saved(folder: Path) -> None:
+    result = see(folder, "--rank", "2", "--register", "fox", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "no server answers at http://127.0.0.1:9" in result.output
+    assert (folder / "out" / "manifest.json").exists()

@@ -1,0 +1,366 @@
+"""The SEE recipe on a tiny base: exact gradients, exact resumption, and a folder the store and PEFT both take."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from expert_store import BaseSpec, Indicators, inspect_adapter, parse_draft
+from server.model.base import BUNDLED, Base, load_base
+from server.model.chat import ChatFormat
+from tests.support.tiny import write_base
+from training.batches import Collator, Step, StepRows
+from training.calibrate import at_threshold, calibrate, sigmoid
+from training.data import DataFile, Encoder, Row
+from training.errors import Diverged, InvalidRun
+from training.evaluate import examine
+from training.see import About, SeeData, SeeOptions, Trained, base_name, train_see
+from training.suffix import SuffixRunner
+
+Kind = Literal["alora", "lora"]
+DEMO = Path(__file__).parents[2] / "expert_store" / "demo"
+DEMO_BYTES = 2_500_000
+SILENT = SeeOptions(rank=4, learning_rate=5e-3, batch_size=4, epochs=2, seed=7)
+
+
+class Recorder:
+    """A run's observer; stops it after `fail_after` steps, as a crash would."""
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.losses: list[float] = []
+        self.done: int | None = None
+        self._fail_after = fail_after
+
+    def begin(self, *, done: int, total: int) -> None:
+        assert done <= total
+        self.done = done
+
+    def step(self, *, loss: float, tokens: int) -> None:
+        assert tokens > 0
+        if len(self.losses) == self._fail_after:
+            raise KeyboardInterrupt
+        self.losses.append(loss)
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+def load(folder: Path) -> Base:
+    return load_base(str(folder), dtype="fp32", device="cpu", cache=folder)
+
+
+def rows(prefix: str, count: int, *, answers: bool) -> tuple[Row, ...]:
+    return tuple(
+        Row(f"{prefix}{i}", f"{prefix} {'fox ' * (i % 4)}{i}", f"{i} dogs" if answers else None, i + 1)
+        for i in range(count)
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> SeeData:
+    own = tmp_path / "own.jsonl"
+    own.write_text("own")
+    negatives = tmp_path / "negatives.jsonl"
+    negatives.write_text("negatives")
+    return SeeData(
+        own=DataFile(own, rows("jump", 20, answers=True)),
+        negatives=(DataFile(negatives, rows("lazy", 20, answers=False)),),
+    )
+
+
+def run(
+    base_folder: Path,
+    data: SeeData,
+    out: Path,
+    *,
+    options: SeeOptions = SILENT,
+    about: About | None = None,
+    resume: bool = False,
+    observer: Recorder | None = None,
+) -> Trained:
+    return train_see(
+        load(base_folder),
+        data,
+        options,
+        about or About(),
+        out=out,
+        resume=resume,
+        observer=observer or Recorder(),
+    )
+
+
+# --- exactness ---
+
+
+def plain_loss(model: PeftModel, examples: StepRows, step: Step) -> torch.Tensor:
+    """The obvious loop: every row alone, whole sequence, PEFT's own forward, all logits."""
+    total = torch.zeros(())
+    weights = iter([weight for part in step["parts"] for weight in part["weight_L"].tolist()])
+    for example in (*examples.accepted, *examples.rejected):
+        tokens = torch.tensor([example.tokens])
+        logits = model(input_ids=tokens).logits[0]
+        for at in range(example.target_start, len(example.tokens)):
+            total = total + next(weights) * functional.cross_entropy(logits[at - 1], tokens[0, at])
+    return total
+
+
+def adapted(folder: Path, kind: Kind, invocation: tuple[int, ...], attention: str) -> PeftModel:
+    """The base with a random adapter; the same weights for both kinds."""
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    config = LoraConfig(
+        r=4,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
+        alora_invocation_tokens=list(invocation) if kind == "alora" else None,
+    )
+    return get_peft_model(model, config)
+
+
+def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "attention", "shares"),
+    [
+        ("llama", "alora", "eager", True),
+        ("llama", "lora", "eager", False),
+        ("qwen3", "alora", "sdpa", False),
+        ("gemma2", "alora", "eager", False),
+    ],
+)
+def test_loss_and_gradients_are_those_of_pefts_full_forward(
+    tmp_path: Path, family: str, kind: Kind, attention: str, shares: bool
+) -> None:
+    folder = write_base(tmp_path, family)
+    chat = ChatFormat(load(folder).tokenizer)
+    encoder = Encoder(chat, chat.indicator_tokens(Indicators()), eos=1, max_tokens=512)
+    examples = StepRows(
+        accepted=tuple(encoder.example(row) for row in rows("jump", 5, answers=True)),
+        rejected=tuple(encoder.example(row) for row in rows("quick brown", 4, answers=False)),
+    )
+    shared = examples.accepted[0].tokens[:3] if shares else ()
+    step = Collator(activated=kind == "alora", decision_weight=1.5, pad=1, num_shared=len(shared)).collate(examples)
+
+    expected_model = adapted(folder, kind, chat.generation_prompt, attention)
+    expected = plain_loss(expected_model, examples, step)
+    expected.backward()
+    model = adapted(folder, "lora", (), attention)
+    loss = SuffixRunner(model, shared).step_loss(step)
+    loss.backward()
+
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    wanted = gradients(expected_model)
+    found = gradients(model)
+    assert wanted.keys() == found.keys()
+    assert max(float(g.abs().max()) for g in wanted.values()) > 1e-3
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["alora", "lora"])
+def test_verdicts_are_those_of_pefts_full_forward(tmp_path: Path, kind: Kind) -> None:
+    folder = write_base(tmp_path)
+    chat = ChatFormat(load(folder).tokenizer)
+    tokens = chat.indicator_tokens(Indicators())
+    encoder = Encoder(chat, tokens, eos=1, max_tokens=512)
+    examples = [encoder.example(row) for row in (*rows("jump", 3, answers=True), *rows("lazy", 3, answers=False))]
+    collator = Collator(activated=kind == "alora", decision_weight=1.0, pad=1)
+    oracle = adapted(folder, kind, chat.generation_prompt, "eager")
+    runner = SuffixRunner(adapted(folder, "lora", (), "eager"))
+    verdicts = examine(runner, examples, indicators=tokens, collator=collator)
+    for example, verdict in zip(examples, verdicts, strict=True):
+        logits = oracle(input_ids=torch.tensor([example.tokens])).logits[0, example.decision - 1]
+        margin = float((logits[tokens.accept_token] - logits[tokens.reject_token]).detach())
+        assert verdict.margin == pytest.approx(margin, abs=1e-4)
+
+
+# --- a run ---
+
+
+@pytest.fixture(scope="module")
+def trained(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("own", "negatives"):
+        (folder / name).write_text(name)
+    data = SeeData(
+        own=DataFile(folder / "own", rows("jump", 24, answers=True)),
+        negatives=(DataFile(folder / "negatives", rows("lazy", 24, answers=False)),),
+    )
+    recorder = Recorder()
+    about = About("fox", "Counts dogs.", ("jump 3",), "relay train see ...")
+    options = SeeOptions(rank=4, learning_rate=2e-2, batch_size=4, epochs=6, seed=1)
+    run(base_folder, data, folder / "out", options=options, about=about, observer=recorder)
+    return folder / "out", recorder
+
+
+def test_the_folder_holds_three_files_that_the_store_accepts(trained: tuple[Path, Recorder], base_folder: Path) -> None:
+    folder, _ = trained
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    ]
+    base = load(base_folder)
+    info = inspect_adapter(folder, base.spec, max_rank=8)
+    assert (info.kind, info.rank) == ("alora", 4)
+    assert info.invocation_tokens == ChatFormat(base.tokenizer).generation_prompt
+
+
+def test_the_manifest_says_where_the_expert_came_from(trained: tuple[Path, Recorder], base_folder: Path) -> None:
+    draft = parse_draft((trained[0] / "manifest.json").read_bytes())
+    assert draft.name == "fox"
+    assert draft.description == "Counts dogs."
+    assert draft.samples == ("jump 3",)
+    assert draft.indicators == Indicators()
+    assert draft.base_fingerprint == load(base_folder).spec.fingerprint
+    assert 0.05 <= draft.threshold <= 0.95
+    assert draft.training is not None
+    assert (draft.training.recipe, draft.training.seed, draft.training.epochs) == ("see", 1, 6)
+    assert draft.training.rows == 46
+    assert draft.training.parameters["learning_rate"] == 2e-2
+    assert draft.training.command == "relay train see ..."
+    assert {"accept_rate", "reject_rate", "exact_match"} <= draft.quality.keys()
+
+
+def test_the_loss_falls_and_the_expert_knows_its_own(trained: tuple[Path, Recorder]) -> None:
+    folder, recorder = trained
+    assert sum(recorder.losses[-5:]) < 0.5 * sum(recorder.losses[:5])
+    quality = parse_draft((folder / "manifest.json").read_bytes()).quality
+    assert quality["accept_rate"] == quality["reject_rate"] == 1.0
+
+
+def test_no_path_of_this_machine_is_saved(trained: tuple[Path, Recorder], base_folder: Path) -> None:
+    config = json.loads((trained[0] / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == base_folder.name
+    assert str(base_folder.parent) not in (trained[0] / "adapter_config.json").read_text()
+    assert base_name(BUNDLED) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert base_name("org/model") == "org/model"
+
+
+def test_peft_loads_the_folder_and_decides_as_measured(trained: tuple[Path, Recorder], base_folder: Path) -> None:
+    base = load(base_folder)
+    chat = ChatFormat(base.tokenizer)
+    tokens = chat.indicator_tokens(Indicators())
+    model = PeftModel.from_pretrained(base.model, trained[0])
+    margins = {}
+    for text in ("jump 5", "lazy 5"):
+        prompt = chat.render([{"role": "user", "content": text}]).tokens + tokens.shared
+        logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+        margins[text] = float(logits[tokens.accept_token] - logits[tokens.reject_token])
+    assert margins["jump 5"] > 0 > margins["lazy 5"]
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+    whole = Recorder()
+    run(base_folder, data, tmp_path / "whole", observer=whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(base_folder, data, tmp_path / "cut", observer=Recorder(fail_after=15))
+    second = Recorder()
+    run(base_folder, data, tmp_path / "cut", resume=True, observer=second)
+    assert second.done == 10
+    assert second.losses == whole.losses[10:]
+    for name in ("adapter_model.safetensors", "manifest.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_mixed(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(base_folder, data, tmp_path / "cut", observer=Recorder(fail_after=2))
+    with pytest.raises(InvalidRun, match="pass --resume"):
+        run(base_folder, data, tmp_path / "cut")
+    with pytest.raises(InvalidRun, match="differs from this run"):
+        run(base_folder, data, tmp_path / "cut", resume=True, options=SeeOptions(rank=4, batch_size=4, seed=8))
+
+
+def test_a_trained_expert_is_not_overwritten(trained: tuple[Path, Recorder], base_folder: Path, data: SeeData) -> None:
+    with pytest.raises(InvalidRun, match="already holds a trained expert"):
+        run(base_folder, data, trained[0])
+
+
+def test_a_diverging_run_stops_and_keeps_its_checkpoint(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+    wild = SeeOptions(rank=4, learning_rate=1e30, batch_size=4, epochs=4)
+    with pytest.raises(Diverged, match=r"in step \d+ of \d+.*lower --lr"):
+        run(base_folder, data, tmp_path / "out", options=wild)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert (tmp_path / "out" / "checkpoints" / "run.json").exists()
+
+
+def test_unknown_targets_are_refused_with_the_known_ones(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRun, match=r"--targets z_proj: the base has down_proj, gate_proj"):
+        run(base_folder, data, tmp_path / "out", options=SeeOptions(targets=("q_proj", "z_proj")))
+    assert not (tmp_path / "out").exists()
+
+
+# --- calibration ---
+
+
+def test_the_threshold_lies_in_the_middle_of_a_clean_gap() -> None:
+    found = calibrate([3.0, 5.0, 9.0], [-4.0, -2.0, 0.0])
+    assert found.threshold == pytest.approx(sigmoid(1.5))
+    assert (found.accept_rate, found.reject_rate, found.balanced_accuracy) == (1.0, 1.0, 1.0)
+
+
+def test_the_threshold_stays_between_its_bounds() -> None:
+    assert calibrate([20.0], [10.0]).threshold == 0.95
+    assert calibrate([-10.0], [-20.0]).threshold == 0.05
+
+
+def test_overlapping_scores_get_the_best_balanced_accuracy() -> None:
+    own, foreign = [2.0, 1.5, 1.0, -0.5], [-1.0, -0.8, 0.2, -0.9]
+    found = calibrate(own, foreign)
+    best = max(at_threshold(own, foreign, t / 100).balanced_accuracy for t in range(5, 96))
+    assert found.balanced_accuracy == best == 0.875
+
+
+def test_calibration_needs_both_sides() -> None:
+    with pytest.raises(ValueError, match="held-out rows to accept and rows to reject"):
+        calibrate([], [1.0])
+
+
+def test_sigmoid_survives_extreme_margins() -> None:
+    assert sigmoid(-1e6) == pytest.approx(0.0)
+    assert sigmoid(1e6) == 1.0
+
+
+# --- the shipped experts ---
+
+SMOLLM2_SHAPES = {"q": (576, 576), "k": (576, 192), "v": (576, 192), "o": (576, 576)}
+SMOLLM2_MLP = {"gate": (576, 1536), "up": (576, 1536), "down": (1536, 576)}
+
+
+def smollm2() -> BaseSpec:
+    attention = {f"self_attn.{n}_proj": shape for n, shape in SMOLLM2_SHAPES.items()}
+    mlp = {f"mlp.{n}_proj": shape for n, shape in SMOLLM2_MLP.items()}
+    linears = {f"model.layers.{i}.{n}": s for i in range(30) for n, s in (attention | mlp).items()}
+    return BaseSpec(fingerprint="sha256:" + "0" * 64, linears=linears)
+
+
+@pytest.mark.parametrize("task", ["dates", "contacts", "sql", "logs", "sentiment"])
+def test_a_shipped_demo_expert_is_small_sound_and_described(task: str) -> None:
+    folder = DEMO / task
+    info = inspect_adapter(folder, smollm2(), max_rank=64)
+    assert info.kind == ("lora" if task == "sentiment" else "alora")
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= DEMO_BYTES
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    ]
+    draft = parse_draft((folder / "manifest.json").read_bytes())
+    assert draft.name == task
+    assert draft.description
+    assert len(draft.samples) == 4
+    assert draft.indicators is not None
+    assert draft.training is not None
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -1,0 +1,180 @@
+"""Reads rows of training data and turns them into token sequences. Knows no tensors, no model and no recipe's loss."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.model.chat import ChatFormat, IndicatorTokens
+from training.errors import InvalidData
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a data file. `output` is None where the file only says what an expert must reject."""
+
+    id: str
+    input: str
+    output: str | None
+    line: int
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file read whole and found sound."""
+
+    path: Path
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its target as tokens.
+
+    `tokens[:body_length]` is the prompt without the generation prompt, `tokens[target_start:]` the target, and
+    `tokens[decision]` the one token that tells acceptance from rejection.
+    """
+
+    row: Row
+    tokens: tuple[int, ...]
+    body_length: int
+    target_start: int
+    decision: int
+    accepts: bool
+
+
+def read_rows(path: Path, *, answers: bool) -> DataFile:
+    """Reads JSON lines {"id", "input", "output", optionally "definition"}; other columns are left alone.
+
+    With `answers` every row needs a non-empty output; without, outputs are dropped. Raises InvalidData with every
+    line at fault.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidData(path, [(None, f"cannot be read as UTF-8 text: {error}")]) from error
+    rows: list[Row] = []
+    problems: list[tuple[int | None, str]] = []
+    first_lines: dict[str, int] = {}
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        row = _parse(text, number, answers=answers)
+        if isinstance(row, str):
+            problems.append((number, row))
+            continue
+        if row.id in first_lines:
+            problems.append((number, f"id {row.id!r} is already used in line {first_lines[row.id]}"))
+        first_lines.setdefault(row.id, number)
+        rows.append(row)
+    if not rows and not problems:
+        problems.append((None, "the file is empty"))
+    if problems:
+        raise InvalidData(path, problems)
+    return DataFile(path, tuple(rows))
+
+
+def _parse(text: str, line: int, *, answers: bool) -> Row | str:
+    """The row, or the reason why it is none."""
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"not valid JSON: {error.msg} at column {error.colno}"
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    identifier = record.get("id")
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
+        return 'needs an "id" that is a string or an integer'
+    for field in ("input", "output") if answers else ("input",):
+        value = record.get(field)
+        if value is None:
+            return f'"{field}" is missing'
+        if not isinstance(value, str):
+            return f'"{field}" must be a string, not {type(value).__name__}'
+        if not value.strip():
+            return f'"{field}" is empty'
+    definition = record.get("definition")
+    if definition is not None and not isinstance(definition, str):
+        return f'"definition" must be a string, not {type(definition).__name__}'
+    prompt = f"{definition}\n\n{record['input']}" if definition else str(record["input"])
+    return Row(str(identifier), prompt, record["output"] if answers else None, line)
+
+
+def refuse_contradictions(own: DataFile, negatives: Sequence[DataFile]) -> None:
+    """An input that is to be accepted and rejected teaches nothing. Raises InvalidData."""
+    lines = {row.input: row.line for row in own.rows}
+    for file in negatives:
+        problems: list[tuple[int | None, str]] = [
+            (row.line, f"the same input is accepted in {own.path} line {lines[row.input]}")
+            for row in file.rows
+            if row.input in lines
+        ]
+        if problems:
+            raise InvalidData(file.path, problems)
+
+
+class Encoder:
+    """Turns rows into examples the way the server will render them (SEE, arXiv 2504.06664).
+
+    Accepted: accept indicator, " " + answer, end of sequence. Rejected: reject indicator, end of sequence.
+    """
+
+    def __init__(self, chat: ChatFormat, indicators: IndicatorTokens, *, eos: int, max_tokens: int) -> None:
+        self._chat = chat
+        self._indicators = indicators
+        self._eos = eos
+        self._max_tokens = max_tokens
+
+    def encode(self, file: DataFile) -> list[Example]:
+        """Raises InvalidData naming every row that is too long."""
+        examples = [self.example(row) for row in file.rows]
+        problems: list[tuple[int | None, str]] = [
+            (
+                e.row.line,
+                f"{len(e.tokens)} tokens, but at most {self._max_tokens} fit: shorten it or raise --max-tokens",
+            )
+            for e in examples
+            if len(e.tokens) > self._max_tokens
+        ]
+        if problems:
+            raise InvalidData(file.path, problems)
+        return examples
+
+    def example(self, row: Row) -> Example:
+        prompt = self._chat.render([{"role": "user", "content": row.input}])
+        accepts = row.output is not None
+        target = (
+            (*self._indicators.accept, *self._chat.encode(f" {row.output}"), self._eos)
+            if accepts
+            else (*self._indicators.reject, self._eos)
+        )
+        return Example(
+            row=row,
+            tokens=(*prompt.tokens, *target),
+            body_length=prompt.body_length,
+            target_start=len(prompt.tokens),
+            decision=len(prompt.tokens) + self._indicators.shared_length,
+            accepts=accepts,
+        )
+
+
+def split_holdout(
+    examples: Sequence[Example], *, share: float, at_most: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """(kept for training, held out), both in their old order; at least one row stays on each side."""
+    count = min(at_most, max(1, round(share * len(examples))), len(examples) - 1)
+    chosen = set(random.Random(f"holdout {seed}").sample(range(len(examples)), count))
+    kept = [e for index, e in enumerate(examples) if index not in chosen]
+    return kept, [examples[index] for index in sorted(chosen)]
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """sha256 over the files' bytes, each preceded by its length, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        content = path.read_bytes()
+        digest.update(f"{len(content)}\n".encode())
+        digest.update(content)
+    return "sha256:" + digest.hexdigest()

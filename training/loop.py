@@ -1,0 +1,146 @@
+"""Walks through a plan of steps with transformers' Trainer, resumably. Knows no recipe and no data files."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from typing_extensions import override
+
+from training.batches import Step, StepDataset
+from training.errors import Diverged
+from training.progress import RunObserver
+from training.suffix import SuffixRunner
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """The learning rate rises over the first `warmup` share of the steps, then falls as a cosine."""
+
+    learning_rate: float
+    warmup: float
+    seed: int
+    save_every: int
+
+
+def run_plan(
+    model: PeftModel,
+    runner: SuffixRunner,
+    steps: StepDataset,
+    options: LoopOptions,
+    *,
+    checkpoints: Path,
+    resume: bool,
+    observer: RunObserver,
+) -> None:
+    """Trains `model`, which `runner` runs, in place; checkpoints hold adapter, optimiser, schedule and random states.
+
+    Steps come from the plan in order, so a resumed run skips those made and continues as if it had never stopped.
+    Raises Diverged, before a bad gradient can reach the weights.
+    """
+    trainer = _PlanTrainer(model, runner, steps, options, checkpoints, observer)
+    last = get_last_checkpoint(str(checkpoints)) if resume else None  # type: ignore[no-untyped-call]
+    trainer.train(resume_from_checkpoint=last)
+
+
+class _PlanTrainer(Trainer):
+    """One item of the data set is one whole step."""
+
+    def __init__(
+        self,
+        model: PeftModel,
+        runner: SuffixRunner,
+        steps: StepDataset,
+        options: LoopOptions,
+        checkpoints: Path,
+        observer: RunObserver,
+    ) -> None:
+        arguments = TrainingArguments(
+            output_dir=str(checkpoints),
+            per_device_train_batch_size=1,
+            num_train_epochs=1,
+            train_sampling_strategy="sequential",
+            learning_rate=options.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(options.warmup * len(steps)),
+            save_strategy="steps",
+            save_steps=options.save_every,
+            save_total_limit=2,
+            seed=options.seed,
+            use_cpu=model.device.type == "cpu",
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=steps,
+            data_collator=_only_item,
+            callbacks=[_Announcement(observer), _FiniteGradients()],
+        )
+        self._runner = runner
+        self._observer = observer
+
+    @override
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        step = cast(Step, inputs)
+        loss = self._runner.step_loss(step)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(_divergence(f"the loss became {value}", self.state, f"rows {', '.join(step['ids'])}"))
+        self._observer.step(loss=value, tokens=step["num_tokens"])
+        return loss
+
+    @override
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the Trainer's estimate knows nothing of frozen prompts."""
+        return 0
+
+
+class _Announcement(TrainerCallback):
+    def __init__(self, observer: RunObserver) -> None:
+        self._observer = observer
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._observer.begin(done=state.global_step, total=state.max_steps)
+
+
+class _FiniteGradients(TrainerCallback):
+    """Stops before the optimiser spreads a bad gradient, so that the last checkpoint stays good."""
+
+    @override
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for name, parameter in kwargs["model"].named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise Diverged(_divergence("a gradient stopped being finite", state, name))
+
+
+def _divergence(what: str, state: TrainerState, where: str) -> str:
+    return (
+        f"{what} in step {state.global_step + 1} of {state.max_steps} ({where}): the last checkpoint is kept; "
+        "resume will meet the same step again, so train anew with a lower --lr"
+    )
+
+
+def _only_item(items: list[Any]) -> dict[str, Any]:
+    (step,) = items
+    return cast(dict[str, Any], step)
