@@ -32,4 +32,6 @@ def configure_logging(level: str, line_format: Literal["console", "json"]) -> No
 def _renderer(line_format: Literal["console", "json"]) -> list[Processor]:
     if line_format == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    # Not rich's traceback: it prints local variables, and those hold users' prompts.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]

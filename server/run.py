@@ -7,6 +7,7 @@ from contextlib import suppress
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from transformers.utils.logging import disable_progress_bar
 
 from expert_store import StoreError
 from server.app import build_app
@@ -27,6 +28,7 @@ class StartupFailed(RelayError):
 def run_server(settings: Settings) -> None:
     """Serves until it is told to stop. Raises RelayError or StoreError where it cannot start."""
     configure_logging(settings.log_level, settings.log_format)
+    disable_progress_bar()
     app = build_app(settings)
     logging.getLogger("uvicorn.error").addFilter(_QuietStartup(app))
     # h11 and not httptools, because it bounds the size of headers.

@@ -16,6 +16,7 @@ from server import errors as relay_errors
 from server.api.serving import try_serving
 
 STARTUP_RETRY_SECONDS = 2
+MAX_SHOWN_INTEGER = 10**30  # printing a huge one takes long, and Python refuses beyond 4,300 digits
 _SHOWN_CHARS = 200
 
 
@@ -123,7 +124,7 @@ def error_codes() -> frozenset[str]:
 def translate(error: Exception) -> ApiError:
     """The answer to any exception; what is not in the table is the server's fault and says nothing of its insides."""
     if isinstance(error, ValidationError):
-        return _first_problem(error.errors(include_url=False, include_input=False))
+        return _first_problem(error.errors(include_url=False))
     if isinstance(error, RequestValidationError):
         return _first_problem(error.errors())
     if isinstance(error, HTTPException):
@@ -169,8 +170,16 @@ def _first_problem(problems: Sequence[Any]) -> ApiError:
     path = [str(part) for part in problem["loc"] if part not in ("body", "path", "query")]
     message = str(problem["msg"]).removeprefix("Value error, ")
     param = ".".join(path) or str(problem.get("ctx", {}).get("param", "")) or None
-    text = f"{param}: {message}" if path else message
+    text = f"{param}: {message}{_given(problem.get('input'))}" if path else message
     return ApiError(_VALIDATION_CODES.get(problem["type"], INVALID_BODY), text, param)
+
+
+def _given(value: object) -> str:
+    """The value at fault, where it is short enough to be repeated."""
+    if not isinstance(value, str | int | float) or (isinstance(value, int) and abs(value) > MAX_SHOWN_INTEGER):
+        return ""
+    text = repr(value)
+    return f" (given: {text})" if len(text) <= _SHOWN_CHARS else ""
 
 
 def _retry_after_seconds(error: Exception) -> int | None:
