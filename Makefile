@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: install serve test test-slow check bench demo-experts demo-quality format clean
+.PHONY: install serve test test-slow check bench demo-experts format clean
 
 install: $(STAMP)
 
@@ -35,7 +35,6 @@ check: install
 
 bench: install
 	$(BIN)/python -m benchmarks.demo_experts
-	$(BIN)/python -m benchmarks.mixed_batch
 
 demo-experts: install
 	$(BIN)/python -m training.demo --out expert_store/demo

@@ -28,7 +28,7 @@ class StartupFailed(RelayError):
 def run_server(settings: Settings) -> None:
     """Serves until it is told to stop. Raises RelayError or StoreError where it cannot start."""
     configure_logging(settings.log_level, settings.log_format)
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     app = build_app(settings)
     logging.getLogger("uvicorn.error").addFilter(_QuietStartup(app))
     # h11 and not httptools, because it bounds the size of headers.

@@ -121,7 +121,7 @@ class Trace:
             endpoint=self._endpoint,
             outcome=self.outcome,
             total_seconds=time.perf_counter() - self._started,
-            error=None if error is None else f"{type(error).__name__}: {error}",
+            error=None if error is None or self.outcome == "disconnected" else f"{type(error).__name__}: {error}",
             decision=self._decision,
             refused=self.refused,
             prompt_tokens=usage.prompt_tokens,

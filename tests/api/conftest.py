@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,25 +125,25 @@ Start = Callable[..., Any]
 @pytest.fixture
 def start(base_folder: Path, tmp_path: Path) -> Start:
     """`async with start(setting=value) as app` runs an application of its own, over the same store each time."""
-
-    @asynccontextmanager
-    async def started(**settings: Any) -> AsyncIterator[App]:
-        values = {"base": str(base_folder), "store": tmp_path / "store", "cache": tmp_path / "cache", "no_demo": True}
-        configured = Settings(**{**values, "dtype": "fp32", **settings})
-        world = App(FastAPI(), configured)
-
-        def make_engine(base: Base, chat: ChatFormat, config: Any, observer: Any) -> FakeEngine:
-            world.engines.append(FakeEngine(base, chat, config, observer))
-            return world.engine
-
-        world.app = build_app(configured, make_engine=make_engine)
-        async with asgi.running(world.app):
-            yield world
-
-    return started
+    return partial(running_app, base_folder, tmp_path)
 
 
-@pytest.fixture
+@asynccontextmanager
+async def running_app(base_folder: Path, root: Path, **settings: Any) -> AsyncIterator[App]:
+    values = {"base": str(base_folder), "store": root / "store", "cache": root / "cache", "no_demo": True}
+    configured = Settings(**{**values, "dtype": "fp32", **settings})
+    world = App(FastAPI(), configured)
+
+    def make_engine(base: Base, chat: ChatFormat, config: Any, observer: Any) -> FakeEngine:
+        world.engines.append(FakeEngine(base, chat, config, observer))
+        return world.engine
+
+    world.app = build_app(configured, make_engine=make_engine)
+    async with asgi.running(world.app):
+        yield world
+
+
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
 

@@ -1,6 +1,8 @@
 """Whatever is sent, the answer is a clear 4xx in OpenAI's shape, and never a 500."""
 
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.api.schemas import GenerateRequest
-from tests.api.conftest import App, Start
+from tests.api.conftest import App, Start, running_app
 
 pytestmark = pytest.mark.anyio
 JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+async def world(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App]:
+    """One application for all: nothing here may change it."""
+    async with running_app(base_folder, tmp_path_factory.mktemp("bad-input")) as running:
+        yield running
+        assert running.store.catalog.generation == 0
 
 
 @pytest.mark.parametrize(
@@ -63,7 +73,7 @@ async def test_a_bad_generate_request_names_its_field(world: App, body: dict[str
     assert (reply.status, error["param"]) == (422, param), error
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
-    assert world.engine.sessions == []
+    assert world.engine.num_open == 0
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1", "1e308"])
