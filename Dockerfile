@@ -29,10 +29,12 @@ COPY training/ training/
 COPY README.md ./
 RUN pip --python /opt/relay/bin/python install --no-deps .
 
-# Away from /src, so that the installed package is what runs.
+# Away from /src, so that the installed package is what runs. The converter keeps its folder to its owner, who is root
+# here and not the user who reads it later.
 WORKDIR /opt/lora-relay
 RUN /opt/relay/bin/python -c "from pathlib import Path; from server.model.base import load_base; \
-load_base('bundled', device='cpu', cache=Path('cache'))"
+load_base('bundled', device='cpu', cache=Path('cache'))" \
+    && chmod -R a+rX cache
 
 
 FROM python:3.11-slim-bookworm
@@ -50,7 +52,7 @@ RUN pip uninstall --yes --quiet --root-user-action=ignore pip setuptools wheel \
 
 COPY --from=build /opt/relay /opt/relay
 COPY --from=build /opt/lora-relay /opt/lora-relay
-COPY docker/healthcheck.py /opt/lora-relay/healthcheck.py
+COPY --chmod=0644 docker/healthcheck.py /opt/lora-relay/healthcheck.py
 
 ENV PATH="/opt/relay/bin:$PATH" \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from expert_store import Catalog
-from server.engine.types import PoolEvent, StepStats
+from server.engine.types import Occupancy, PoolEvent, StepStats
 from server.routing.base import Decision
 
 # Outside the pattern of expert names, so neither can be one.
@@ -111,11 +111,11 @@ class Metrics:
         self.step_tokens = self._histogram("step_tokens", "Tokens computed in one step.", _TOKENS)
         self.step_sequences = self._histogram("step_sequences", "Sequences in one step (batch size).", _COUNTS)
         self.step_experts = self._histogram("step_experts", "Distinct experts in one step.", (0, *_COUNTS))
-        self.kv_blocks_used = self._gauge("kv_blocks_used", "KV blocks in use after the last step.")
+        self.kv_blocks_used = self._gauge("kv_blocks_used", "KV blocks in use now.")
         self.kv_blocks_total = self._gauge("kv_blocks_total", "KV blocks there are.")
 
     def _declare_pool(self) -> None:
-        self.slots_used = self._gauge("expert_slots_used", "Expert slots in use after the last step.")
+        self.slots_used = self._gauge("expert_slots_used", "Expert slots in use now.")
         self.slots_total = self._gauge("expert_slots_total", "Expert slots there are.")
         self.loads = self._counter("expert_loads", "Loads of an expert into slots.", "expert")
         self.evictions = self._counter("expert_evictions", "Evictions of an expert from its slots.", "expert")
@@ -164,10 +164,12 @@ class Metrics:
         self.step_tokens.observe(stats.tokens)
         self.step_sequences.observe(stats.sequences)
         self.step_experts.observe(stats.experts)
-        self.kv_blocks_used.set(stats.kv_blocks_used)
-        self.kv_blocks_total.set(stats.kv_blocks_total)
-        self.slots_used.set(stats.slots_used)
-        self.slots_total.set(stats.slots_total)
+
+    def on_occupancy(self, occupancy: Occupancy) -> None:
+        self.kv_blocks_used.set(occupancy.kv_blocks_used)
+        self.kv_blocks_total.set(occupancy.kv_blocks_total)
+        self.slots_used.set(occupancy.slots_used)
+        self.slots_total.set(occupancy.slots_total)
 
     def on_pool_event(self, event: PoolEvent) -> None:
         name = self._label(event.ref.partition("@")[0])

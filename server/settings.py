@@ -102,10 +102,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _max_rank_fits_the_slots(self) -> "Settings":
-        if self.max_rank > self.expert_slots * 8:
+        together = max(self.chain_window, self.plain_window)
+        needed = together * -(-self.max_rank // 8)
+        if needed > self.expert_slots:
             raise ValueError(
-                f"max_rank {self.max_rank} needs {-(-self.max_rank // 8)} expert slots, expert_slots is "
-                f"{self.expert_slots}: raise expert_slots or lower max_rank"
+                f"{together} experts of max_rank {self.max_rank} asked together need {needed} expert slots, "
+                f"expert_slots is {self.expert_slots}: raise expert_slots, or lower max_rank or chain_window"
             )
         return self
 

@@ -26,7 +26,7 @@ from server.engine.kv_cache import BlockPool
 from server.engine.runner import Runner
 from server.engine.scheduler import StepPlan, plan_step
 from server.engine.session_state import SessionState
-from server.engine.types import Branches, EngineObserver, IndicatorLogits, StepStats, Token
+from server.engine.types import Branches, EngineObserver, IndicatorLogits, Occupancy, StepStats, Token
 from server.errors import EngineStopped, NonFiniteLogits, NotSelfSelecting, PromptTooLong, RequestTooLarge
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, IndicatorTokens, Prompt
@@ -77,6 +77,7 @@ class Engine:
         self._awake = threading.Condition()
         self._stopping = False
         self._failure: BaseException | None = None
+        self._occupancy: Occupancy | None = None
         self._waiting: deque[SessionState] = deque()
         self._active: list[SessionState] = []
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -223,6 +224,7 @@ class Engine:
             (lane.sequence for state in self._active for lane in state.lanes()),
             budget=self._config.step_tokens,
         )
+        self._report_occupancy()
         if plan.segments:
             self._step(plan)
             return
@@ -312,6 +314,10 @@ class Engine:
             tokens=plan.num_tokens,
             sequences=len({id(segment.sequence) for segment in plan.segments}),
             experts=len({segment.rows for segment in plan.segments if segment.rows is not None}),
+        )
+
+    def _report_occupancy(self) -> None:
+        occupancy = Occupancy(
             waiting_sessions=len(self._waiting),
             active_sessions=len(self._active),
             kv_blocks_used=self.blocks.num_used,
@@ -319,6 +325,9 @@ class Engine:
             slots_used=self.pool.num_used,
             slots_total=self.pool.num_slots,
         )
+        if occupancy != self._occupancy:
+            self._occupancy = occupancy
+            self._observer.on_occupancy(occupancy)
 
     def _fail_everything(self) -> None:
         error = EngineStopped("the engine has stopped: restart the server and see its log for the cause")

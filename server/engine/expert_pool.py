@@ -131,6 +131,10 @@ class ExpertPool:
         return load.done()
 
     def _start_reading(self, expert: ExpertVersion) -> Future[_Loaded]:
+        """Whose request has left meanwhile will not be placed; no more such reads are kept than there are slots."""
+        finished = [digest for digest, load in self._loads.items() if load.done()]
+        for digest in finished[: max(0, len(finished) - self.num_slots)]:
+            del self._loads[digest]
         load = self._reader.submit(_load, expert)
         load.add_done_callback(lambda _: self._on_ready())
         self._loads[expert.digest] = load

@@ -38,6 +38,12 @@ class StepStats:
     tokens: int
     sequences: int
     experts: int
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How full the engine is."""
+
     waiting_sessions: int
     active_sessions: int
     kv_blocks_used: int
@@ -59,5 +65,9 @@ class EngineObserver(Protocol):
     """Told on the engine thread; must be quick."""
 
     def on_step(self, stats: StepStats) -> None: ...
+
+    def on_occupancy(self, occupancy: Occupancy) -> None:
+        """Whenever it has changed, also when the engine falls idle."""
+        ...
 
     def on_pool_event(self, event: PoolEvent) -> None: ...

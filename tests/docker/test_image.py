@@ -58,7 +58,7 @@ def test_the_command_and_the_health_check_need_no_shell() -> None:
     assert command.exec_form == ["relay", "serve"]
     (check,) = _final("HEALTHCHECK")
     assert re.search(r'CMD \["python", "/opt/lora-relay/healthcheck\.py"\]$', check)
-    assert "docker/healthcheck.py /opt/lora-relay/healthcheck.py" in _final("COPY")
+    assert "--chmod=0644 docker/healthcheck.py /opt/lora-relay/healthcheck.py" in _final("COPY")
 
 
 def test_the_image_is_left_without_installers() -> None:
@@ -96,13 +96,15 @@ def test_the_converted_base_is_where_the_server_looks_for_it() -> None:
     convert = next(i for i in STAGES[0] if "load_base" in i.text)
     workdir = [i.text for i in STAGES[0][: STAGES[0].index(convert)] if i.name == "WORKDIR"][-1]
     assert "cache=Path('cache')" in convert.text
+    assert convert.text.endswith("&& chmod -R a+rX cache"), "the container's user could not read it"
     assert image_environment()["RELAY_CACHE"] == f"{workdir}/cache"
     assert f"--from=build {workdir} {workdir}" in _final("COPY")
 
 
 def test_every_package_of_the_project_is_copied_and_nothing_else_gets_into_the_build() -> None:
-    copied = [i.text.split()[:-1] for stage in STAGES for i in stage if i.name == "COPY" and "--from" not in i.text]
-    sources = {source.rstrip("/") for sources in copied for source in sources}
+    copied = [i.text for stage in STAGES for i in stage if i.name == "COPY" and "--from" not in i.text]
+    words = [word for text in copied for word in text.split()[:-1] if not word.startswith("--")]
+    sources = {word.rstrip("/") for word in words}
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
     assert "*" in lines

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from expert_store import ExpertStore, ExpertVersion
-from server.engine import Engine, EngineConfig, PoolEvent, StepStats
+from server.engine import Engine, EngineConfig, Occupancy, PoolEvent, StepStats
 from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
 from tests.support import tiny
@@ -18,10 +18,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.steps: list[StepStats] = []
+        self.occupancies: list[Occupancy] = []
         self.events: list[PoolEvent] = []
 
     def on_step(self, stats: StepStats) -> None:
         self.steps.append(stats)
+
+    def on_occupancy(self, occupancy: Occupancy) -> None:
+        self.occupancies.append(occupancy)
 
     def on_pool_event(self, event: PoolEvent) -> None:
         self.events.append(event)

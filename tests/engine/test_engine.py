@@ -66,7 +66,7 @@ def test_more_requests_than_memory_and_more_experts_than_slots_all_finish_unchan
 
     assert asyncio.run(together()) == alone
     assert any(event.kind == "evict" for event in recorder.events)
-    assert max(step.waiting_sessions for step in recorder.steps) > 0
+    assert max(occupancy.waiting_sessions for occupancy in recorder.occupancies) > 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -115,6 +115,7 @@ def test_leaving_a_session_frees_its_memory_within_one_step(world: World) -> Non
         steps = len(recorder.steps)
         await asyncio.sleep(0.3)
         assert len(recorder.steps) - steps <= 1
+        assert (recorder.occupancies[-1].active_sessions, recorder.occupancies[-1].kv_blocks_used) == (0, 0)
 
     asyncio.run(leave_early())
 

@@ -3,7 +3,7 @@
 from types import MappingProxyType
 
 from expert_store import Catalog, Expert
-from server.engine import PoolEvent, StepStats
+from server.engine import Occupancy, PoolEvent, StepStats
 from server.metrics import BASE, OTHER, LoadedExperts, Metrics, RequestRecord
 from server.routing import Considered, Decision
 from tests.support.catalogs import make_version
@@ -62,7 +62,8 @@ def test_a_request_without_a_decision_counts_no_tokens_for_anybody() -> None:
 
 def test_steps_and_loads_are_observed() -> None:
     metrics = new_metrics()
-    metrics.on_step(StepStats(0.02, 40, 8, 3, 0, 8, 5, 10, 2, 64))
+    metrics.on_step(StepStats(0.02, 40, 8, 3))
+    metrics.on_occupancy(Occupancy(0, 8, 5, 10, 2, 64))
     metrics.on_pool_event(PoolEvent("load", "sql@1", 0.01))
     metrics.on_pool_event(PoolEvent("evict", "sql@1", 0.0))
     metrics.on_pool_event(PoolEvent("load", "stranger@1", 0.01))

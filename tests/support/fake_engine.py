@@ -6,7 +6,17 @@ from types import TracebackType
 from typing import Self
 
 from expert_store import ExpertVersion
-from server.engine import Branches, EngineConfig, EngineObserver, IndicatorLogits, PoolEvent, Sampling, StepStats, Token
+from server.engine import (
+    Branches,
+    EngineConfig,
+    EngineObserver,
+    IndicatorLogits,
+    Occupancy,
+    PoolEvent,
+    Sampling,
+    StepStats,
+    Token,
+)
 from server.errors import EngineStopped, PromptTooLong
 from server.model.base import Base
 from server.model.chat import ChatFormat, Prompt
@@ -92,12 +102,9 @@ class FakeSession:
                 return
 
     def _report(self) -> None:
-        self._engine.observer.on_step(
-            StepStats(
-                seconds=0.01,
-                tokens=1,
-                sequences=1,
-                experts=1,
+        self._engine.observer.on_step(StepStats(seconds=0.01, tokens=1, sequences=1, experts=1))
+        self._engine.observer.on_occupancy(
+            Occupancy(
                 waiting_sessions=0,
                 active_sessions=1,
                 kv_blocks_used=1,

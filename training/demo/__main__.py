@@ -38,9 +38,9 @@ class Recipe:
 
 RECIPES = {
     "dates": Recipe(own=1800),
-    "contacts": Recipe(),
+    "contacts": Recipe(own=4000, others=100, general=900),
     "sql": Recipe(own=2600),
-    "logs": Recipe(),
+    "logs": Recipe(own=3600, others=100, general=900),
     "sentiment": Recipe(kind="lora", own=800, others=50, general=400, alpha=None),
 }
 SEED = 0
