@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from expert_store.disk import is_plain_file
 from expert_store.errors import InvalidAdapter, shown
-from expert_store.manifest import Kind
+from expert_store.manifest import FileRecord, Kind, Manifest, ManifestDraft
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, read_config
 from expert_store.weights import WEIGHTS_FILE, Tensor, check_values, read_header
 
@@ -83,6 +84,30 @@ def inspect_adapter(folder: Path, base: BaseSpec, *, max_rank: int) -> AdapterIn
         invocation_tokens=config.invocation_tokens,
         base_fingerprint=base.fingerprint,
         checks=tuple(checks),
+    )
+
+
+def complete_manifest(
+    draft: ManifestDraft, info: AdapterInfo, *, name: str, version: int, files: Mapping[str, FileRecord]
+) -> Manifest:
+    """What is wished for and what was found, as the manifest of one version."""
+    return Manifest(
+        name=name,
+        version=version,
+        kind=info.kind,
+        rank=info.rank,
+        target_modules=info.target_modules,
+        parameters=info.parameters,
+        invocation_tokens=info.invocation_tokens,
+        base_fingerprint=info.base_fingerprint,
+        description=draft.description,
+        samples=draft.samples,
+        indicators=draft.indicators,
+        threshold=draft.threshold,
+        training=draft.training,
+        quality=draft.quality,
+        files=dict(files),
+        created_at=datetime.now(UTC),
     )
 
 

@@ -4,15 +4,14 @@ Knows no HTTP, no engine and no torch, and does not judge adapters: it stores wh
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from uuid import uuid4
 
-from expert_store.adapter import ADAPTER_FILES, AdapterInfo
+from expert_store.adapter import ADAPTER_FILES, AdapterInfo, complete_manifest
 from expert_store.catalog import Catalog, Expert, ExpertVersion
 from expert_store.disk import Disk, LocalDisk, digest_bytes, file_sha256, is_plain_file
 from expert_store.errors import (
@@ -129,7 +128,7 @@ class ExpertStore:
         files = self._seal(staged.folder)
         with write_lock(self._layout):
             record = read_record(self._layout)
-            manifest = _complete(draft, info, name=name, version=record.next_version(name), files=files)
+            manifest = complete_manifest(draft, info, name=name, version=record.next_version(name), files=files)
             try:
                 return self._place_and_commit(staged.folder, manifest, record, activate=activate)
             except (OSError, StoreError):
@@ -331,26 +330,3 @@ def _check_order(order: Sequence[str], catalog: Catalog) -> None:
             )
     if len(set(order)) != len(order):
         raise InvalidChain("the order names an expert twice: give each name once")
-
-
-def _complete(
-    draft: ManifestDraft, info: AdapterInfo, *, name: str, version: int, files: Mapping[str, FileRecord]
-) -> Manifest:
-    return Manifest(
-        name=name,
-        version=version,
-        kind=info.kind,
-        rank=info.rank,
-        target_modules=info.target_modules,
-        parameters=info.parameters,
-        invocation_tokens=info.invocation_tokens,
-        base_fingerprint=info.base_fingerprint,
-        description=draft.description,
-        samples=draft.samples,
-        indicators=draft.indicators,
-        threshold=draft.threshold,
-        training=draft.training,
-        quality=draft.quality,
-        files=dict(files),
-        created_at=datetime.now(UTC),
-    )

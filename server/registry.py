@@ -10,7 +10,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 import structlog
@@ -23,12 +22,12 @@ from expert_store import (
     ExpertVersion,
     InvalidAdapter,
     InvalidManifest,
-    Manifest,
     ManifestDraft,
     Staged,
     StoreError,
     UnknownExpert,
     check_name,
+    complete_manifest,
     inspect_adapter,
 )
 from server.errors import RegistrationsBusy, RelayError
@@ -255,24 +254,7 @@ def _discard(store: ExpertStore, version: ExpertVersion) -> None:
 
 def _candidate(staged: Staged, draft: ManifestDraft, info: AdapterInfo, name: str) -> ExpertVersion:
     """The staged adapter as the engine wants it; its digest is nobody else's, so nothing is confused with it."""
-    manifest = Manifest(
-        name=name,
-        version=1,
-        kind=info.kind,
-        rank=info.rank,
-        target_modules=info.target_modules,
-        parameters=info.parameters,
-        invocation_tokens=info.invocation_tokens,
-        base_fingerprint=info.base_fingerprint,
-        description=draft.description,
-        samples=draft.samples,
-        indicators=draft.indicators,
-        threshold=draft.threshold,
-        training=draft.training,
-        quality=draft.quality,
-        files={},
-        created_at=datetime.now(UTC),
-    )
+    manifest = complete_manifest(draft, info, name=name, version=1, files={})
     return ExpertVersion(manifest, f"candidate:{uuid.uuid4().hex}", staged.folder)
 
 
