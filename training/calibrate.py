@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 LOWEST, HIGHEST = 0.05, 0.95
+TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,22 @@ class Calibration:
 
 
 def calibrate(own_margins: Sequence[float], foreign_margins: Sequence[float]) -> Calibration:
-    """The threshold with the best balanced accuracy, in the middle of the widest gap that reaches it.
+    """The threshold nearest to 0.5 whose balanced accuracy is within TOLERANCE of the best one's.
 
-    A margin is logit(accept) - logit(reject); score = sigmoid(margin); accepted is score >= threshold. Gaps are
-    measured between margins, where the scores are not squeezed together, and the outermost gaps reach one unit
-    beyond the last margin. The threshold stays within [0.05, 0.95], so that a sure expert still has to be sure.
+    A margin is logit(accept) - logit(reject); score = sigmoid(margin); accepted is score >= threshold. Training aims
+    at 0.5, and queries in other wordings score less clearly than held-out rows do, so a few rows are no reason to move
+    away from it. Where there is reason, the threshold is the middle of a gap between margins. It stays within
+    [0.05, 0.95].
     """
     if not own_margins or not foreign_margins:
         raise ValueError("calibration needs held-out rows to accept and rows to reject")
     margins = sorted({*own_margins, *foreign_margins})
     edges = [margins[0] - 2.0, *margins, margins[-1] + 2.0]
-    gaps = list(pairwise(edges))
-    best = max(gaps, key=lambda gap: (_balanced(own_margins, foreign_margins, sum(gap) / 2), gap[1] - gap[0]))
-    threshold = min(max(sigmoid(sum(best) / 2), LOWEST), HIGHEST)
-    return at_threshold(own_margins, foreign_margins, threshold)
+    cuts = [0.0, *((low + high) / 2 for low, high in pairwise(edges))]
+    judged = [(at_threshold(own_margins, foreign_margins, _bounded(sigmoid(cut))), abs(cut)) for cut in cuts]
+    best = max(found.balanced_accuracy for found, _ in judged)
+    good = [(distance, found) for found, distance in judged if found.balanced_accuracy >= best - TOLERANCE]
+    return min(good, key=lambda candidate: candidate[0])[1]
 
 
 def at_threshold(own_margins: Sequence[float], foreign_margins: Sequence[float], threshold: float) -> Calibration:
@@ -54,8 +57,8 @@ def sigmoid(margin: float) -> float:
     return 1.0 / (1.0 + math.exp(-margin))
 
 
-def _balanced(own: Sequence[float], foreign: Sequence[float], cut: float) -> float:
-    return (_share(m >= cut for m in own) + _share(m < cut for m in foreign)) / 2
+def _bounded(threshold: float) -> float:
+    return min(max(threshold, LOWEST), HIGHEST)
 
 
 def _share(outcomes: Iterable[bool]) -> float:

@@ -83,9 +83,10 @@ def _a_bit_of_everything(server: RelayServer, adapters: dict[str, Path]) -> None
 
 
 def _crowd(server: RelayServer) -> None:
-    body = {"prompt": "the lazy dog", "router": "none", "max_new_tokens": 150, "min_new_tokens": 150}
-    with ThreadPoolExecutor(4) as pool:
-        answers = pool.map(lambda _: server.client.post(f"{server.url}/generate", json=body), range(4))
+    """More requests at a time than there are places; two long ones are surely still running when the others come."""
+    body = {"prompt": "the lazy dog", "router": "none", "max_new_tokens": 400, "min_new_tokens": 400}
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda _: server.client.post(f"{server.url}/generate", json=body), range(8))
         statuses = {answer.status_code for answer in answers}
     assert statuses == {200, 429}
 

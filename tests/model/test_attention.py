@@ -71,3 +71,21 @@ def test_grouped_attention_equals_one_segment_at_a_time(
 def test_mask_allows_the_past_within_the_window() -> None:
     allowed = allowed_keys(torch.tensor([2, 3]), 5, 2)
     assert allowed.tolist() == [[False, True, True, False, False], [False, False, True, True, False]]
+
+
+def test_large_scores_are_not_rounded_in_bf16() -> None:
+    """Scores around 30 would lose up to 0.1 each in bf16, which moves their weights by a tenth."""
+    torch.manual_seed(1)
+    geometry, cpu = KVGeometry(1, KV_HEADS, WIDTH), torch.device("cpu")
+    kv = PagedKV(geometry=geometry, num_blocks=20, block_tokens=CAPACITY, dtype=torch.bfloat16, device=cpu)
+    kv.keys[0].normal_()
+    kv.values[0].normal_()
+    span = SegmentSpan(0, 1, 39, list(range(1, 11)))
+    query, key, value = (torch.randn(1, heads, 1, WIDTH).bfloat16() for heads in (HEADS, KV_HEADS, KV_HEADS))
+    output, _ = paged_attention(
+        SimpleNamespace(layer_idx=0), query, key, value, None, scaling=3.0, attention_plan=plan_attention([span], kv)
+    )
+    keys, values = (c[0][span.blocks].transpose(1, 2).flatten(0, 1).float() for c in (kv.keys, kv.values))
+    mask = torch.ones(1, 40, dtype=torch.bool)
+    exact = attend_segment(query[0].transpose(0, 1).float(), keys, values, mask=mask, scale=3.0, softcap=None)
+    assert float((output[0].float() - exact).abs().max()) < 0.02

@@ -6,6 +6,8 @@ from typing import Literal
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -15,7 +17,7 @@ from server.model.base import BUNDLED, Base, load_base
 from server.model.chat import ChatFormat
 from tests.support.tiny import write_base
 from training.batches import Collator, Step, StepRows
-from training.calibrate import at_threshold, calibrate, sigmoid
+from training.calibrate import TOLERANCE, at_threshold, calibrate, sigmoid
 from training.data import DataFile, Encoder, Row
 from training.errors import Diverged, InvalidRun
 from training.evaluate import examine
@@ -25,6 +27,7 @@ from training.suffix import SuffixRunner
 Kind = Literal["alora", "lora"]
 DEMO = Path(__file__).parents[2] / "expert_store" / "demo"
 DEMO_BYTES = 2_500_000
+MARGINS = st.floats(-4.0, 4.0).map(lambda margin: round(margin, 1))
 SILENT = SeeOptions(rank=4, learning_rate=5e-3, batch_size=4, epochs=2, seed=7)
 
 
@@ -304,22 +307,36 @@ def test_unknown_targets_are_refused_with_the_known_ones(base_folder: Path, data
 # --- calibration ---
 
 
-def test_the_threshold_lies_in_the_middle_of_a_clean_gap() -> None:
-    found = calibrate([3.0, 5.0, 9.0], [-4.0, -2.0, 0.0])
-    assert found.threshold == pytest.approx(sigmoid(1.5))
+def test_a_threshold_of_one_half_stays_where_it_separates() -> None:
+    found = calibrate([3.0, 5.0, 9.0], [-4.0, -2.0, -1.0])
+    assert found.threshold == 0.5
     assert (found.accept_rate, found.reject_rate, found.balanced_accuracy) == (1.0, 1.0, 1.0)
 
 
+def test_a_few_rows_are_no_reason_to_move_the_threshold() -> None:
+    own, foreign = [8.0] * 100, [-8.0] * 97 + [1.0] * 3
+    assert calibrate(own, foreign).threshold == 0.5
+    assert calibrate(own, foreign + [1.0] * 3).threshold == pytest.approx(sigmoid(4.5), abs=0.04)
+
+
+def test_the_threshold_moves_to_the_middle_of_the_nearest_good_gap() -> None:
+    found = calibrate([2.0, 3.0], [-2.0, 1.0])
+    assert found.threshold == pytest.approx(sigmoid(1.5))
+    assert found.balanced_accuracy == 1.0
+
+
 def test_the_threshold_stays_between_its_bounds() -> None:
-    assert calibrate([20.0], [10.0]).threshold == 0.95
-    assert calibrate([-10.0], [-20.0]).threshold == 0.05
+    assert calibrate([3.6], [2.7]).threshold == 0.95
+    assert calibrate([-2.7], [-3.6]).threshold == 0.05
 
 
-def test_overlapping_scores_get_the_best_balanced_accuracy() -> None:
-    own, foreign = [2.0, 1.5, 1.0, -0.5], [-1.0, -0.8, 0.2, -0.9]
+@settings(max_examples=50, deadline=None)
+@given(st.lists(MARGINS, min_size=1, max_size=20), st.lists(MARGINS, min_size=1, max_size=20))
+def test_no_threshold_is_better_by_more_than_the_tolerance(own: list[float], foreign: list[float]) -> None:
     found = calibrate(own, foreign)
     best = max(at_threshold(own, foreign, t / 100).balanced_accuracy for t in range(5, 96))
-    assert found.balanced_accuracy == best == 0.875
+    assert found.balanced_accuracy >= best - TOLERANCE - 1e-9
+    assert found == at_threshold(own, foreign, found.threshold)
 
 
 def test_calibration_needs_both_sides() -> None:

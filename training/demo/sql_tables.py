@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from random import Random
 
 from training.demo import sql_phrases as words
+from training.demo import sql_words
 
 _TYPES = {"#": "INTEGER", "%": "REAL", "$": "TEXT", "=": "TEXT"}
 
@@ -66,6 +67,23 @@ TABLES = tuple(parse_table(line) for line in words.TABLES)
 HELD_OUT_TABLES = tuple(parse_table(line) for line in words.HELD_OUT_TABLES)
 
 
+INVENTED_SHARE = 0.5
+
+
+def invent_table(rng: Random) -> Table:
+    """A table nobody has seen: column names are to be copied from the schema, not remembered."""
+    lines = [
+        *rng.sample(sql_words.TEXT_COLUMNS, rng.choice((0, 1, 1, 2))),
+        *rng.sample(sql_words.NUMBER_COLUMNS, rng.choice((1, 1, 2))),
+        *rng.sample(sql_words.CATEGORY_COLUMNS, rng.choice((0, 1, 1, 1, 2))),
+    ]
+    noun = rng.choice(sql_words.NOUNS)
+    columns = {column.name: column for column in map(_parse_column, lines) if column.name != noun}
+    shuffled = rng.sample(list(columns.values()), len(columns))
+    first = [_parse_column("id#")] if rng.random() < 0.7 else []
+    return Table(noun, (*first, *shuffled))
+
+
 def narrow(rng: Random, table: Table) -> Table:
     """The table with three to five of its columns."""
     keep = rng.sample(range(1, len(table.columns)), min(len(table.columns) - 1, rng.choice((2, 3, 3, 4))))
@@ -93,6 +111,9 @@ def render(rng: Random, table: Table) -> str:
 def draw_table(rng: Random, *, held_out: bool) -> Table:
     """A narrowed table that has a number and at least two columns to ask for."""
     while True:
-        table = narrow(rng, rng.choice(HELD_OUT_TABLES if held_out else TABLES))
+        if not held_out and rng.random() < INVENTED_SHARE:
+            table = invent_table(rng)
+        else:
+            table = narrow(rng, rng.choice(HELD_OUT_TABLES if held_out else TABLES))
         if table.numbers() and len(table.shown()) >= 2:
             return table
