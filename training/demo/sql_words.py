@@ -5,25 +5,27 @@ table.
 """
 
 _NOUNS = (
-    "agents applicants apartments appliances assets auctions barns beers benches bikes bridges buses cafes cameras "
-    "campaigns canals cases castles cats chairs churches clients clinics coaches coins colleges companies concerts "
-    "contracts cottages crates crews deliveries dentists deposits deputies desks diets dogs drivers drones editors "
-    "engines errands exams exhibits experiments factories ferries films firms flowers forests forklifts fountains "
-    "gardens gates goods guards guests guides gyms harvests helmets herds hikes horses incidents inspections interns islands "
-    "jackets jobs journals judges kitchens lakes lamps laptops lawyers lectures lenses licenses loans lots machines "
-    "magazines mechanics meetings members merchants meters mines models monitors motors nurses offers offices orchards "
-    "packages parcels parks parties partners passengers permits phones pilots pipelines planets polls ports printers "
-    "prisons prizes programs quarries quizzes quotes races ranches refunds rentals repairs reports routes sailors "
-    "scooters ships shoes shops soldiers stadiums stations streets studios surveys tablets tanks taxis tenants "
-    "theaters tools tours towers tractors trails trees trips trucks tunnels tutors vans vendors villages visits voters wagons "
+    "agents applicants apartments appliances assets auctions barns beers benches bikes bridges buses cafes "
+    "cameras campaigns canals cases castles cats chairs churches clients clinics coaches coins colleges "
+    "companies concerts contracts cottages crates crews deliveries dentists deposits deputies desks diets dogs "
+    "drivers drones editors engines errands exams exhibits experiments factories ferries films firms flowers "
+    "forests forklifts fountains gardens gates goods guards guests guides gyms harvests helmets herds hikes "
+    "horses incidents inspections interns islands jackets jobs journals judges kitchens lakes lamps laptops "
+    "lawyers lectures lenses licenses loans lots machines magazines mechanics meetings members merchants "
+    "meters mines models monitors motors nurses offers offices orchards packages parcels parks parties "
+    "partners passengers permits phones pilots pipelines planets polls ports printers prisons prizes programs "
+    "quarries quizzes quotes races ranches refunds rentals repairs reports routes sailors scooters ships shoes "
+    "shops soldiers stadiums stations streets studios surveys tablets tanks taxis tenants theaters tools tours "
+    "towers tractors trails trees trips trucks tunnels tutors vans vendors villages visits voters wagons "
     "watches wells windows workers workshops zones"
 )
 NOUNS = tuple(_NOUNS.split())
 
 _TEXT_COLUMNS = (
-    "name$ name$ title$ label$ code$ email$ phone$ address$ nickname$ contact$ supervisor$ inspector$ sponsor$ editor$ "
-    "publisher$ producer$ founder$ driver$ captain$ tenant$ landlord$ buyer$ seller$ brand_name$ serial_number$ "
-    "first_name$ last_name$ job_title$ street$ notes$ website$ license_plate$ surname$ village$ reference$ recipient$"
+    "name$ name$ title$ label$ code$ email$ phone$ address$ nickname$ contact$ supervisor$ inspector$ sponsor$ "
+    "editor$ publisher$ producer$ founder$ driver$ captain$ tenant$ landlord$ buyer$ seller$ brand_name$ "
+    "serial_number$ first_name$ last_name$ job_title$ street$ notes$ website$ license_plate$ surname$ village$ "
+    "reference$ recipient$"
 )
 TEXT_COLUMNS = tuple(_TEXT_COLUMNS.split())
 
