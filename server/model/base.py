@@ -180,6 +180,7 @@ def _converted(gguf: Path, cache: Path) -> Path:
     building = Path(tempfile.mkdtemp(prefix="building-", dir=place.parent))
     try:
         _convert(gguf, building)
+        building.chmod(0o755)  # mkdtemp's 0700 would lock out the other users of a shared cache
         os.replace(building, place)
     except OSError:
         if not place.is_dir():  # another process finishing first is success, anything else is not

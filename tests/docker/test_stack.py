@@ -21,6 +21,7 @@ from tests.support.server import RelayServer
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(PROGRAM is None, reason="prometheus is not installed (Debian package `prometheus`)"),
 ]
 
