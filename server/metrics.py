@@ -112,11 +112,11 @@ class Metrics:
         self.step_sequences = self._histogram("step_sequences", "Sequences in one step (batch size).", _COUNTS)
         self.step_experts = self._histogram("step_experts", "Distinct experts in one step.", (0, *_COUNTS))
         self.kv_blocks_used = self._gauge("kv_blocks_used", "KV blocks in use now.")
-        self.kv_blocks_total = self._gauge("kv_blocks_total", "KV blocks there are.")
+        self.kv_blocks_total = self._gauge("kv_blocks", "KV blocks there are.")
 
     def _declare_pool(self) -> None:
         self.slots_used = self._gauge("expert_slots_used", "Expert slots in use now.")
-        self.slots_total = self._gauge("expert_slots_total", "Expert slots there are.")
+        self.slots_total = self._gauge("expert_slots", "Expert slots there are.")
         self.loads = self._counter("expert_loads", "Loads of an expert into slots.", "expert")
         self.evictions = self._counter("expert_evictions", "Evictions of an expert from its slots.", "expert")
         self.load_seconds = self._histogram("expert_load_seconds", "Time to load an expert.", _STEP_SECONDS)

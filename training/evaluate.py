@@ -18,7 +18,8 @@ class Verdict:
     """What the expert makes of one example.
 
     `margin` is logit(accept) - logit(reject). `exact` tells whether greedy decoding after the accept indicator gives
-    the target: it does if and only if every target token is the most likely one after those before it.
+    the target's tokens: it does if and only if each is the most likely one after those before it. Other tokens may
+    spell the same text, so the share of exact texts is no lower than this.
     """
 
     margin: float

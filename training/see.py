@@ -126,34 +126,48 @@ def train_see(
     checkpoints = _open_folder(out, _identity(base, data, options), resume=resume)
 
     set_seed(options.seed)
-    model = _fresh_adapter(base, options)
-    shared = _shared_tokens(base, examples) if options.kind == "alora" else ()
-    runner = SuffixRunner(model, shared)
-    collator = Collator(
-        activated=options.kind == "alora",
-        decision_weight=options.decision_weight,
-        pad=base.tokenizer.eos_token_id,
-        num_shared=len(shared),
-    )
+    pupil = _new_pupil(base, examples, options)
     plan = plan_steps(
         examples.own, examples.negatives, batch_size=options.batch_size, epochs=options.epochs, seed=options.seed
     )
-    steps = StepDataset(plan, collator.collate)
+    steps = StepDataset(plan, pupil.collator.collate)
     loop = _loop_options(options, len(plan))
-    run_plan(model, runner, steps, loop, checkpoints=checkpoints, resume=resume, observer=observer)
+    run_plan(pupil.model, pupil.runner, steps, loop, checkpoints=checkpoints, resume=resume, observer=observer)
 
-    _round_to_bf16(model)
-    model.eval()
+    _round_to_bf16(pupil.model)
+    pupil.model.eval()
     own, negatives = (
-        examine(runner, rows, indicators=tokens, collator=collator)
+        examine(pupil.runner, rows, indicators=tokens, collator=pupil.collator)
         for rows in (examples.held_out_own, examples.held_out_negatives)
     )
     calibration = calibrate([v.margin for v in own], [v.margin for v in negatives])
-    _save_adapter(model, chat, base, options, out)
+    _save_adapter(pupil.model, chat, base, options, out)
     draft = _draft(base, data, examples, options, about, indicators, calibration, own)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     shutil.rmtree(checkpoints)
     return Trained(out, calibration, _exact_match(own), (out / WEIGHTS_FILE).stat().st_size)
+
+
+@dataclass(frozen=True)
+class _Pupil:
+    """The base with its new adapter, and how rows are put through it."""
+
+    model: PeftModel
+    runner: SuffixRunner
+    collator: Collator
+
+
+def _new_pupil(base: Base, examples: _Examples, options: SeeOptions) -> _Pupil:
+    activated = options.kind == "alora"
+    model = _fresh_adapter(base, options)
+    shared = _shared_tokens(base, examples) if activated else ()
+    collator = Collator(
+        activated=activated,
+        decision_weight=options.decision_weight,
+        pad=base.tokenizer.eos_token_id,
+        num_shared=len(shared),
+    )
+    return _Pupil(model, SuffixRunner(model, shared), collator)
 
 
 def _encode(base: Base, chat: ChatFormat, tokens: IndicatorTokens, data: SeeData, options: SeeOptions) -> _Examples:

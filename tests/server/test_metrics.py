@@ -69,7 +69,7 @@ def test_steps_and_loads_are_observed() -> None:
     metrics.on_pool_event(PoolEvent("load", "stranger@1", 0.01))
     assert value(metrics, "step_sequences_sum") == 8
     assert value(metrics, "step_experts_sum") == 3
-    assert (value(metrics, "kv_blocks_used"), value(metrics, "expert_slots_total")) == (5, 64)
+    assert (value(metrics, "kv_blocks_used"), value(metrics, "expert_slots")) == (5, 64)
     assert value(metrics, "expert_loads_total", expert="sql") == 1
     assert value(metrics, "expert_loads_total", expert=OTHER) == 1
     assert value(metrics, "expert_evictions_total", expert="sql") == 1

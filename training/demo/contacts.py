@@ -49,7 +49,7 @@ def _phone(rng: Random) -> str:
 
 
 def _company(rng: Random) -> str:
-    brand = rng.choice(words.BRANDS)
+    brand = rng.choice(words.BRANDS if rng.random() < 0.5 else words.MORE_BRANDS)
     return brand if rng.random() < 0.15 else f"{brand} {rng.choice(words.KINDS)}"
 
 
@@ -57,11 +57,22 @@ def _email(rng: Random, first: str, last: str, company: str) -> str:
     f, n = _ascii(first), _ascii(last)
     brand = _ascii(company.split(" ")[0])
     users = (f"{f}.{n}", f"{f}.{n}", f"{f[0]}{n}", f"{f[0]}.{n}", f, f"{f}_{n}", f"{n}.{f}", f"{f}{n[0]}", f"{f}{n}")
-    user = rng.choice((*users, "info", "sales", "contact", "office", f"{f}{rng.randrange(1, 99)}"))
+    user = (
+        _handle(rng)
+        if rng.random() < 0.2
+        else rng.choice((*users, "info", "sales", "contact", "office", f"{f}{rng.randrange(1, 99)}"))
+    )
     tops = ("com", "com", "de", "org", "net", "io", "co.uk", "fr", "example")
     domain = rng.choice(_DOMAINS) if rng.random() < 0.25 else f"{brand}.{rng.choice(tops)}"
     address = f"{user}@{domain}"
     return address.title() if rng.random() < 0.01 else address
+
+
+def _handle(rng: Random) -> str:
+    """A user name that no name gives away, so that addresses are copied and not guessed."""
+    first, second = rng.sample(words.HANDLES, 2)
+    number = rng.choice(("", "", str(rng.randrange(1, 100)), str(rng.randrange(1950, 2030))))
+    return first + rng.choice(("", "", ".", "_", "-")) + second + number
 
 
 def draw_fields(rng: Random, shape: str) -> dict[str, str]:

@@ -143,6 +143,26 @@ BRANDS = (
     "Dynamo Ember Frontier Globex Horizon Indigo Keystone Lotus Monarch Nordic Osprey Prism Rocket Sunrise Tundra "
     "Stark Wayne Initech Umbrella Hooli Contoso Fabrikam Tailspin"
 ).split()
+_MORE_BRANDS = (
+    "Amber Anchor Apex Arrow Aspen Aurora Azure Badger Bamboo Baltic Birch Bison Bolt Boulder Breeze Bridge "
+    "Bronze Cactus Canyon Capital Cascade Castle Chestnut Cipher Citadel Clover Comet Compass Copper Coral "
+    "Corner Cosmo Crystal Cypress Dawn Diamond Dragon Eagle Eclipse Elm Emerald Everest Fern Flint Forge Fox "
+    "Galaxy Garnet Glacier Golden Grove Gull Harvest Hawk Hazel Heron Hill Ivory Ivy Jade Jasper Lark Laurel "
+    "Legend Liberty Lighthouse Lily Linden Lion Lunar Lynx Magnet Marble Marina Meadow Mercury Metro Mint "
+    "Mirage Moss Mountain Neptune Noble Nomad Oasis Ocean Olive Onyx Opal Orbit Orchard Otter Palm Panda Pearl "
+    "Pebble Phoenix Pine Polar Poplar Radiant Raven Reef Ridge Robin Saffron Sail Salt Sapphire Scout Shore "
+    "Spark Spruce Star Stone Storm Swan Swift Tango Teal Tempo Terra Thunder Tiger Topaz Trident Tulip Turtle "
+    "Valley Vega Velvet Violet Vivid Walnut Wave Whale Wolf Yellow Zebra Zephyr"
+)
+MORE_BRANDS = tuple(_MORE_BRANDS.split())
+_HANDLES = (
+    "admin apply art baker bike blue book box care chef city club cook crew dance desk doc dog events farm "
+    "film fish fit fun garden green guide hello help home ink jazz job kids king lab lion list love mail math "
+    "me media mike moon music news night north one order pay pixel pizza plan press print queen quick rain red "
+    "rider rock room sky snow soft song space star studio sun super support surf talk tax tea team tech ticket "
+    "time tiny top travel tree trip true two video walk web wild win wind work write yoga young zen"
+)
+HANDLES = tuple(_HANDLES.split())
 KINDS = (
     "Ltd|Inc.|GmbH|Corp|Labs|Logistics|Software|Consulting|Foods|Bank|Design|Motors|Media|Health|Energy|Systems|"
     "Solutions|Partners|Studio|Group|Travel|Books|Bikes|Dental|Architects|Security|Robotics|Textiles|Bakery|Law|LLC|"
@@ -208,6 +228,14 @@ SENTENCES = {
         "{n} | {c} | {e} | {p}",
         "{n}, {c}, {p}, {e}",
         "{c} - {n} - {p} - {e}",
+        "Get in touch with {n} at {c} by mail ({e}) or phone ({p}).",
+        "{c} has a new contact: {n}, {p}, {e}.",
+        "Visit {c} and ask for {n}. Call {p} first or drop a line to {e}.",
+        "Invoices go to {n}, {c}, at {e}; in doubt ring {p}.",
+        "Speak with {n} about it: {p}, {e}, {c}.",
+        "Yesterday {n} of {c} gave me {p} and {e}.",
+        "{e} and {p} belong to {n} at {c}.",
+        "Tell {n} ({e}, {p}) that {c} has to wait.",
     ),
     "nep": (
         "You can reach {n} at {e} or {p}.",
@@ -217,6 +245,11 @@ SENTENCES = {
         "New tenant: {n}, {p}, {e}",
         "hey its {n}, new number {p}, mail is still {e}",
         "{n} <{e}> {p}",
+        "Ask {n}, either by phone at {p} or by mail at {e}.",
+        "Landlord {n} can be found at {e} and {p}.",
+        "{p} is the new number of {n}, the mail stays {e}.",
+        "Ping {n} on {p}, otherwise try {e}.",
+        "Driver: {n}. Phone {p}. Mail {e}.",
     ),
     "nec": (
         "{n} from {c} asked you to write to {e}.",
@@ -225,6 +258,11 @@ SENTENCES = {
         "I met {n} of {c} at the fair, email {e}.",
         "Questions? Ask {n} ({c}) at {e}.",
         "{n}, {t}, {c} <{e}>",
+        "{n} has moved to {c} and now uses {e}.",
+        "Mail {n} of {c} at {e} about the contract.",
+        "Meet {n} from {c}; for the agenda write to {e}.",
+        "Our lawyer is {n} ({c}), address {e}.",
+        "The invitation to {c} came from {n}, {e}.",
     ),
     "npc": (
         "{n} from {c} called, the number is {p}.",
@@ -232,6 +270,11 @@ SENTENCES = {
         "The plumber is {n} of {c}, phone {p}.",
         "Please ring {n} ({c}) on {p} before Friday.",
         "{n}, {t} at {c}, {p}",
+        "{c} sends {n}; reach them on {p}.",
+        "Dial {p} and ask for {n} of {c}.",
+        "Our electrician {n}, {c}, has the number {p}.",
+        "Phone {n} over at {c}, {p}, for the keys.",
+        "{n} of {c} rang and wants a call to {p}.",
     ),
     "ne": (
         "Please send the minutes to {n}, {e}.",
@@ -239,6 +282,11 @@ SENTENCES = {
         "{n} <{e}>",
         "My name is {n} and my email address is {e}.",
         "Forward it to {n} ({e}), thanks.",
+        "Send {n} a copy at {e}.",
+        "Mail {n}: {e}",
+        "{e} is where {n} gets mail.",
+        "The author is {n}, write to {e}.",
+        "Invite {n} too, that is {e}.",
     ),
     "np": (
         "Call {n} at {p}.",
@@ -246,15 +294,55 @@ SENTENCES = {
         "Hi, {n} here, ring me back on {p}.",
         "The babysitter is {n}, {p}.",
         "In an emergency phone {n}: {p}",
+        "Ring {n} tomorrow, {p}.",
+        "Message {n} on {p} about the tickets.",
+        "Tell {n} to come, {p}.",
+        "{p} is {n}.",
+        "Ask {n} for the code: {p}",
+        "My neighbour {n} has the spare key, {p}.",
+        "Phone {n} if you are late: {p}",
     ),
     "epc": (
         "Contact {c} at {e} or {p}.",
         "{c}: {p}, {e}",
         "For support from {c} call {p} or mail {e}.",
+        "{c} is open again: phone {p}, mail {e}.",
+        "Book a table with {c}, {p} or {e}.",
+        "{c} handles bookings, see {e} and {p}.",
+        "Orders to {c} by mail ({e}) or phone ({p}).",
+        "Ask {c} for an offer: {e}, {p}",
     ),
-    "ec": ("Write to {c} at {e}.", "{c} can be reached at {e}.", "Send applications to {c}, {e}."),
-    "pc": ("Call {c} on {p}.", "{c} hotline: {p}", "The number of {c} is {p}."),
-    "ep": ("Reach me at {e} or {p}.", "Mail {e}, phone {p}", "call {p} or email {e}"),
+    "ec": (
+        "Write to {c} at {e}.",
+        "{c} can be reached at {e}.",
+        "Send applications to {c}, {e}.",
+        "{c} answers mail sent to {e}.",
+        "Refunds are paid by {c}, ask {e}.",
+        "Apply at {c} via {e}.",
+        "The newsletter of {c} comes from {e}.",
+        "Complaints about {c}? Mail {e}.",
+        "Send parcels for {c} to the person behind {e}.",
+    ),
+    "pc": (
+        "Call {c} on {p}.",
+        "{c} hotline: {p}",
+        "The number of {c} is {p}.",
+        "{c} picks up the phone at {p}.",
+        "Need a cab? Ring {c}, {p}.",
+        "Tables at {c}: {p}",
+        "{p} is the front desk of {c}.",
+        "Ask for {c} under {p}.",
+    ),
+    "ep": (
+        "Reach me at {e} or {p}.",
+        "Mail {e}, phone {p}",
+        "call {p} or email {e}",
+        "my new mail is {e} and my number {p}",
+        "Either {p} or {e} works for me.",
+        "{e} / {p}",
+        "number: {p}, mail: {e}",
+        "Send it to {e} and text {p} when done.",
+    ),
 }
 HELD_OUT_SENTENCES = {
     "nepc": (

@@ -32,6 +32,10 @@ TRAIN = Phrasebook(
         "Identify the date mentioned [here|in this text|below] and format it as [YYYY-MM-DD|ISO 8601]",
         "Show [this|the] date in [ISO|ISO 8601|international standard] format",
         "Convert the date expression [to|into] [the ISO standard|ISO 8601]",
+        "[Write|Give|Format] the date [like|in the style of|as in] [1999-01-31|2024-06-09|1987-11-20|2010-03-15]",
+        "[Convert|Change|Turn] [this|the] date [to|into] the [form|format|pattern] "
+        "[1995-04-30|2021-12-01|2016-02-28|1970-01-01]",
+        "[Convert|Normalise|Rewrite] the date (example of the output: [2018-10-05|1992-07-23|2003-05-14|2012-08-11])",
     ),
     remarks=(
         "[to ISO|to iso|ISO|iso date|ISO 8601|as ISO|in ISO]",
@@ -73,6 +77,8 @@ TRAIN = Phrasebook(
         "Format: YYYY-MM-DD.",
         "Use YYYY-MM-DD.",
         "Answer with the date alone.",
+        "Example: [1998-03-24|2022-09-30|2007-01-17|1961-12-06].",
+        "For example [2014-11-02|1983-05-26|2029-02-13].",
     ),
     labels=LABELS,
 )

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from random import Random
 
 from training.demo import logs_phrases as words
+from training.demo import logs_words as invented
 from training.demo.task import DemoTask
 from training.demo.wording import ask, fill
 
@@ -86,6 +87,8 @@ _NO_LEVEL = (
 )
 _ONLY_LEVEL = ("{v}: {m}", "[{v}] {m}", "level={v} msg={q}")
 _ONLY_TIME = ("{t} {m}", "[{t}] {m}", "time={t} msg={q}")
+INVENTED_SHARE = 0.6
+_LATER = {slot: f"{{{slot}}}" for slot in "nkfhui"}  # filled by `_message`
 _SHAPES = (_LAYOUTS, _NO_SERVICE, _NO_TIME, _NO_LEVEL, _ONLY_LEVEL, _ONLY_TIME)
 _WEIGHTS = (54, 10, 8, 8, 3, 3)
 
@@ -114,6 +117,47 @@ def _message(rng: Random, messages: tuple[str, ...]) -> str:
     return fill(rng.choice(messages), slots)
 
 
+def _invented_message(rng: Random) -> str:
+    """Something that no list holds, so that messages are copied and not remembered."""
+    thing, other = rng.sample(invented.THINGS, 2)
+    deed, adjective = rng.choice(invented.DEEDS), rng.choice(invented.ADJECTIVES)
+    small = {"o": thing, "b": other, "d": deed, "a": adjective}
+    capital = rng.random() < 0.75
+    large = {key.upper(): word.capitalize() if capital else word for key, word in small.items()}
+    return _message(rng, (fill(rng.choice(invented.FRAMES), small | large | _LATER),))
+
+
+def _invented_service(rng: Random) -> str:
+    first, second = rng.sample(invented.PARTS, 2)
+    role = rng.choice(invented.ROLES)
+    return rng.choice(
+        (
+            first,
+            role,
+            f"{first}-{role}",
+            f"{first}-{role}",
+            f"{first}-{second}",
+            f"{first}_{role}",
+            f"{first}{role}",
+            f"{first.capitalize()}{role.capitalize()}",
+            f"{first.capitalize()}{second.capitalize()}",
+            f"{first}{role.capitalize()}",
+            f"{first}.{role}",
+            f"{first}.{second}.{role}",
+            f"{rng.choice(invented.PACKAGES)}.{first}.{second.capitalize()}{role.capitalize()}",
+            f"{rng.choice(invented.PACKAGES)}.{first}.{role.capitalize()}",
+            f"{role}-{rng.randrange(1, 30)}",
+            f"{first.upper()}",
+        )
+    )
+
+
+def _said(rng: Random, messages: tuple[str, ...], *, held_out: bool) -> str:
+    if held_out or rng.random() >= INVENTED_SHARE:
+        return _message(rng, messages)
+    return _invented_message(rng)
+
+
 def _level(rng: Random) -> str:
     level = rng.choice(words.LEVELS)
     return level.lower() if rng.random() < 0.15 else level
@@ -127,8 +171,10 @@ def _app_line(rng: Random, *, held_out: bool) -> tuple[str, dict[str, str]]:
     level = _level(rng)
     if "={v}" in layout or "{s}.{v}" in layout:
         level = level.lower() if rng.random() < 0.7 else level
-    message = _message(rng, words.HELD_OUT_MESSAGES if held_out else words.MESSAGES)
+    message = _said(rng, words.HELD_OUT_MESSAGES if held_out else words.MESSAGES, held_out=held_out)
     service = rng.choice(words.HELD_OUT_SERVICES if held_out else words.SERVICES)
+    if not held_out and rng.random() < INVENTED_SHARE:
+        service = _invented_service(rng)
     if "{s}.{v}" in layout:
         service = service.replace(".", "-")
     if "{s}" not in layout and ":" in message:
@@ -159,7 +205,8 @@ def _syslog_line(rng: Random, *, held_out: bool) -> tuple[str, dict[str, str]]:
     stamp = f"{moment:%b} {moment.day:2d} {moment:%H:%M:%S}"
     program = rng.choice(words.HELD_OUT_SERVICES[:4] if held_out and rng.random() < 0.3 else words.DAEMONS)
     pid = f"[{rng.randrange(100, 9999)}]" if rng.random() < 0.65 else ""
-    message = _message(rng, words.HELD_OUT_MESSAGES if held_out else words.SYSLOG_MESSAGES + words.MESSAGES[:20])
+    known = words.HELD_OUT_MESSAGES if held_out else words.SYSLOG_MESSAGES + words.MESSAGES[:20]
+    message = _said(rng, known, held_out=held_out)
     priority = f"<{rng.randrange(10, 190)}>" if rng.random() < 0.05 else ""
     line = f"{priority}{stamp} {rng.choice(words.HOSTS)} {program}{pid}: {message}"
     return line, {"timestamp": stamp, "service": program, "message": message}
