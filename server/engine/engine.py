@@ -63,7 +63,8 @@ class Engine:
             base,
             kv_memory_bytes=config.kv_memory_bytes,
             block_tokens=config.block_tokens,
-            num_rows=config.num_slots * config.slot_rank,
+            num_slots=config.num_slots,
+            slot_rank=config.slot_rank,
         )
         self.blocks = BlockPool(num_blocks=self._runner.kv.num_blocks, block_tokens=config.block_tokens)
         self.pool = ExpertPool(
@@ -313,7 +314,7 @@ class Engine:
             seconds=seconds,
             tokens=plan.num_tokens,
             sequences=len({id(segment.sequence) for segment in plan.segments}),
-            experts=len({segment.rows for segment in plan.segments if segment.rows is not None}),
+            experts=len({segment.slots for segment in plan.segments if segment.slots is not None}),
         )
 
     def _report_occupancy(self) -> None:

@@ -1,8 +1,8 @@
-"""Which experts are on the device: loading, slots, pins, eviction. Knows files and arena rows; nothing of sequences.
+"""Which experts are on the device: loading, slots, pins, eviction. Knows files and slots; nothing of sequences.
 
-A slot is `slot_rank` adjacent arena rows; an expert takes as many adjacent slots as its rank needs. Files are read on
-a thread of their own, so that a load never holds up the steps of others. Unpinned experts stay until their slots are
-needed, least recently used first.
+A slot is `slot_rank` rank-1 terms in every arena; an expert takes as many adjacent slots as its rank needs. Files are
+read on a thread of their own, so that a load never holds up the steps of others. Unpinned experts stay until their
+slots are needed, least recently used first.
 """
 
 import time
@@ -19,7 +19,7 @@ from safetensors import safe_open
 from expert_store import WEIGHTS_FILE, ExpertVersion, InvalidAdapter, read_config, read_scaling
 from server.engine.types import PoolEvent
 from server.errors import RequestTooLarge
-from server.model.lora import AdapterWeights, LoraArenas, Rows
+from server.model.lora import AdapterWeights, LoraArenas, Slots
 
 _PREFIX = "base_model.model."
 
@@ -35,7 +35,7 @@ class Access(Enum):
 @dataclass
 class _Resident:
     expert: ExpertVersion
-    rows: Rows
+    slots: Slots
     num_pins: int = 0
 
 
@@ -83,8 +83,8 @@ class ExpertPool:
         if needed > self.num_slots:
             raise RequestTooLarge.slots(needed=needed, total=self.num_slots)
 
-    def try_pin(self, experts: Sequence[ExpertVersion], access: Access) -> list[Rows] | Access:
-        """Rows of all these experts, pinned; or, with nothing pinned, what those behind in the line may still do.
+    def try_pin(self, experts: Sequence[ExpertVersion], access: Access) -> list[Slots] | Access:
+        """Slots of all these experts, pinned; or, with nothing pinned, what those behind in the line may still do.
 
         Raises what reading a file raised.
         """
@@ -148,10 +148,10 @@ class ExpertPool:
         if start is None:
             return False
         loaded = self._loads.pop(expert.digest).result()
-        rows = range(start * self._slot_rank, start * self._slot_rank + loaded.weights.rank)
-        self._arenas.write(rows, loaded.weights)
+        slots = range(start, start + width)
+        self._arenas.write(slots, loaded.weights)
         self._slots[start : start + width] = [expert.digest] * width
-        self._residents[expert.digest] = _Resident(expert, rows)
+        self._residents[expert.digest] = _Resident(expert, slots)
         self._on_event(PoolEvent("load", expert.ref, loaded.seconds))
         return True
 
@@ -176,16 +176,16 @@ class ExpertPool:
             if resident.num_pins == 0 and digest not in keep:
                 del self._residents[digest]
                 self._slots = [None if owner == digest else owner for owner in self._slots]
-                self._arenas.erase(resident.rows)
+                self._arenas.erase(resident.slots)
                 self._on_event(PoolEvent("evict", resident.expert.ref, 0.0))
                 return True
         return False
 
-    def _pin(self, expert: ExpertVersion) -> Rows:
+    def _pin(self, expert: ExpertVersion) -> Slots:
         resident = self._residents[expert.digest]
         resident.num_pins += 1
         self._residents.move_to_end(expert.digest)
-        return resident.rows
+        return resident.slots
 
 
 def _load(expert: ExpertVersion) -> _Loaded:

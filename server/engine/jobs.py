@@ -20,7 +20,7 @@ from server.engine.session_state import Lane, SessionState
 from server.engine.types import FinishReason, IndicatorLogits, Token
 from server.errors import InvocationMissing
 from server.model.chat import IndicatorTokens, Prompt, activation_start
-from server.model.lora import Rows
+from server.model.lora import Slots
 from server.model.sampling import SampleRow, Sampling
 
 
@@ -53,13 +53,13 @@ class Waking:
 
 
 def open_expert_lane(
-    state: SessionState, waking: Waking, rows: Rows, tail: tuple[int, ...], resources: Resources
+    state: SessionState, waking: Waking, slots: Slots, tail: tuple[int, ...], resources: Resources
 ) -> Lane:
     """Opens the lane of a pinned expert over prompt and tail, on the base lane's computed prompt where it can."""
     tokens = [*state.prompt.tokens, *tail]
     if waking.start == 0 or state.base is None:
-        return state.open_lane(waking.expert, rows, waking.start, tokens)
-    lane, copied = state.fork_base(waking.expert, rows, waking.start, tokens, resources.blocks)
+        return state.open_lane(waking.expert, slots, waking.start, tokens)
+    lane, copied = state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks)
     if copied is not None:
         resources.runner.kv.copy_block(*copied)
     return lane
@@ -93,8 +93,8 @@ class ProbeJob:
         pinned = state.try_pin(experts, resources.pool, resources.access)
         if isinstance(pinned, Access):
             return pinned
-        for (waking, indicators), rows in zip(self.probes, pinned, strict=True):
-            self._lanes.append(open_expert_lane(state, waking, rows, indicators.shared, resources))
+        for (waking, indicators), slots in zip(self.probes, pinned, strict=True):
+            self._lanes.append(open_expert_lane(state, waking, slots, indicators.shared, resources))
         return resources.access
 
     def take(self, state: SessionState, rows: Mapping[int, int], logits_WV: Tensor, resources: Resources) -> None:
@@ -223,7 +223,7 @@ class GenerateJob:
         if held is None:
             return open_expert_lane(state, waking, pinned[0], self.accept, resources)
         held.sequence.tokens = [*state.prompt.tokens, *self.accept]
-        held.sequence.rows = pinned[0]  # its slots may have changed hands since it was asked
+        held.sequence.slots = pinned[0]  # its slots may have changed hands since it was asked
         return held
 
 

@@ -8,20 +8,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from server.engine.kv_cache import BlockTable
-from server.model.lora import Rows
+from server.model.lora import Slots
 
 
 @dataclass(eq=False)
 class Sequence:
     """Tokens on their way through the model.
 
-    From token `activation_start` on the expert's arena `rows` apply (both None: the base alone). A sequence is ready
+    From token `activation_start` on the expert's `slots` apply (both None: the base alone). A sequence is ready
     for its logits, if it wants them, when `computed == len(tokens)`.
     """
 
     tokens: list[int]
     table: BlockTable
-    rows: Rows | None = None
+    slots: Slots | None = None
     activation_start: int | None = None
     computed: int = 0
     wants_logits: bool = True
@@ -33,12 +33,12 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens [start, end) of one sequence, all through the same rows (None: the base alone)."""
+    """Tokens [start, end) of one sequence, all through the same slots (None: the base alone)."""
 
     sequence: Sequence
     start: int
     end: int
-    rows: Rows | None
+    slots: Slots | None
 
     @property
     def wants_logits(self) -> bool:
@@ -68,7 +68,7 @@ def plan_step(sequences: Iterable[Sequence], *, budget: int) -> StepPlan:
         end = min(len(sequence.tokens), sequence.computed + budget)
         budget -= end - sequence.computed
         segments += _split(sequence, end)
-    segments.sort(key=lambda s: -1 if s.rows is None else s.rows.start)
+    segments.sort(key=lambda s: -1 if s.slots is None else s.slots.start)
     return StepPlan(segments)
 
 
@@ -78,5 +78,5 @@ def _split(sequence: Sequence, end: int) -> list[Segment]:
     if activation is None or end <= activation:
         return [Segment(sequence, start, end, None)]
     if start >= activation:
-        return [Segment(sequence, start, end, sequence.rows)]
-    return [Segment(sequence, start, activation, None), Segment(sequence, activation, end, sequence.rows)]
+        return [Segment(sequence, start, end, sequence.slots)]
+    return [Segment(sequence, start, activation, None), Segment(sequence, activation, end, sequence.slots)]

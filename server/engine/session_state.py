@@ -18,7 +18,7 @@ from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool, BlockTable, Reservation
 from server.engine.scheduler import Sequence
 from server.model.chat import Prompt
-from server.model.lora import Rows
+from server.model.lora import Slots
 
 
 @dataclass(eq=False)
@@ -70,14 +70,14 @@ class SessionState:
             sequence.computed -= 1  # its logits were not kept, so its last token runs once more
         return self.base
 
-    def open_lane(self, expert: ExpertVersion, rows: Rows, start: int, tokens: list[int]) -> Lane:
+    def open_lane(self, expert: ExpertVersion, slots: Slots, start: int, tokens: list[int]) -> Lane:
         """A fresh lane for a pinned expert that wakes up at token `start`."""
-        sequence = Sequence(tokens, BlockTable(self._claim()), rows=rows, activation_start=start)
+        sequence = Sequence(tokens, BlockTable(self._claim()), slots=slots, activation_start=start)
         self.asked[expert.digest] = Lane(sequence, expert)
         return self.asked[expert.digest]
 
     def fork_base(
-        self, expert: ExpertVersion, rows: Rows, start: int, tokens: list[int], blocks: BlockPool
+        self, expert: ExpertVersion, slots: Slots, start: int, tokens: list[int], blocks: BlockPool
     ) -> tuple[Lane, tuple[int, int] | None]:
         """A lane for a pinned expert that shares what the base lane has computed before token `start`.
 
@@ -86,16 +86,16 @@ class SessionState:
         assert self.base is not None, "there is no base lane to fork. This is a bug."
         shared = min(start, self.base.sequence.computed, len(tokens) - 1)
         table, copied = blocks.fork(self.base.sequence.table, shared)
-        sequence = Sequence(tokens, table, rows=rows, activation_start=start, computed=shared)
+        sequence = Sequence(tokens, table, slots=slots, activation_start=start, computed=shared)
         self.asked[expert.digest] = Lane(sequence, expert)
         return self.asked[expert.digest], copied
 
-    def try_pin(self, experts: Seq[ExpertVersion], pool: ExpertPool, access: Access) -> list[Rows] | Access:
+    def try_pin(self, experts: Seq[ExpertVersion], pool: ExpertPool, access: Access) -> list[Slots] | Access:
         """Pins experts for the first job, as `ExpertPool.try_pin`."""
-        rows = pool.try_pin(experts, access)
-        if not isinstance(rows, Access):
+        slots = pool.try_pin(experts, access)
+        if not isinstance(slots, Access):
             self.pinned += experts
-        return rows
+        return slots
 
     def end_job(self, pool: ExpertPool) -> None:
         """Takes the first job off and gives back its pins."""

@@ -39,7 +39,10 @@ class SegmentSpan:
 
 
 class PagedKV:
-    """Keys and values of every layer: [blocks, K, C, D] each. Says nothing about who owns a block."""
+    """Keys and values of every layer, [blocks, 2 K, C, D] each: K heads of keys, then K of values.
+
+    Says nothing about who owns a block.
+    """
 
     def __init__(
         self,
@@ -52,13 +55,17 @@ class PagedKV:
     ) -> None:
         self.block_tokens = block_tokens
         self.num_blocks = num_blocks
-        shape = (num_blocks, geometry.num_kv_heads, block_tokens, geometry.head_width)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
+        self.num_kv_heads = geometry.num_kv_heads
+        shape = (num_blocks, 2 * geometry.num_kv_heads, block_tokens, geometry.head_width)
+        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.layers[0].device
 
     def copy_block(self, source: int, target: int) -> None:
-        for tensor in (*self.keys, *self.values):
-            tensor[target] = tensor[source]
+        for layer in self.layers:
+            layer[target] = layer[source]
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,33 @@ class AttentionPlan:
     groups: list["_Group"]
     long_segments: list["_LongSegment"]
 
+    def attend(
+        self,
+        layer: int,
+        query_THD: Tensor,
+        kv_TKD: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """[T, H, D]: writes the step's keys and values (`kv_TKD` holds K heads of each) into the cache, then lets every
+        segment attend to its own sequence."""
+        cache = self.kv.layers[layer]
+        # A NaN left in a block would reach its next owner through the unused tail: weight 0 times NaN is NaN.
+        cache[self.block_T, :, self.offset_T] = kv_TKD.nan_to_num()
+        call = _Call(query_THD, cache, scale, window, softcap)
+        output_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
+        for group in self.groups:
+            group.attend(call, output_THD)
+        for segment in self.long_segments:
+            segment.attend(call, output_THD)
+        return output_THD
+
 
 def plan_attention(segments: Sequence[SegmentSpan], kv: PagedKV) -> AttentionPlan:
     """Groups short segments of like shape for batched products; long ones go one by one."""
-    device = kv.keys[0].device
+    device = kv.device
     capacity = kv.block_tokens
     grouped: dict[tuple[int, int], list[SegmentSpan]] = defaultdict(list)
     long_segments = []
@@ -133,23 +163,14 @@ def paged_attention(
     """
     if attention_plan is None:
         raise BaseModelError(f"{type(module).__name__} does not hand its keyword arguments to the attention function")
-    kv, layer = attention_plan.kv, module.layer_idx
-    # A NaN left in a block would reach its next owner through the unused tail: weight 0 times NaN is NaN.
-    kv.keys[layer][attention_plan.block_T, :, attention_plan.offset_T] = key[0].transpose(0, 1).nan_to_num()
-    kv.values[layer][attention_plan.block_T, :, attention_plan.offset_T] = value[0].transpose(0, 1).nan_to_num()
-    call = _Call(
-        query_THD=query[0].transpose(0, 1),
-        keys=kv.keys[layer],
-        values=kv.values[layer],
+    output_THD = attention_plan.attend(
+        module.layer_idx,
+        query[0].transpose(0, 1),
+        torch.cat((key[0], value[0])).transpose(0, 1),
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
         softcap=softcap,
     )
-    output_THD = torch.empty_like(call.query_THD, memory_format=torch.contiguous_format)
-    for group in attention_plan.groups:
-        group.attend(call, output_THD)
-    for segment in attention_plan.long_segments:
-        segment.attend(call, output_THD)
     return output_THD[None], None
 
 
@@ -158,8 +179,7 @@ class _Call:
     """One layer's attention call."""
 
     query_THD: Tensor
-    keys: Tensor
-    values: Tensor
+    kv: Tensor  # [blocks, 2 K, C, D]
     scale: float
     window: int | None
     softcap: float | None
@@ -169,40 +189,40 @@ class _Group:
     """Segments with the same number of queries, their keys padded to the same number of blocks."""
 
     def __init__(self, members: Sequence[SegmentSpan], num_blocks: int, kv: PagedKV) -> None:
-        device = kv.keys[0].device
+        device = kv.device
         self._num_segments = len(members)
         self._num_queries = members[0].num_queries
         tokens = [s.first_token + i for s in members for i in range(s.num_queries)]
-        self._token_index = torch.tensor(tokens, device=device)
+        in_order = tokens == list(range(tokens[0], tokens[0] + len(tokens)))
+        self._tokens: slice | Tensor = (
+            slice(tokens[0], tokens[0] + len(tokens)) if in_order else torch.tensor(tokens, device=device)
+        )
         padded = [list(s.blocks[:num_blocks]) + [0] * (num_blocks - len(s.blocks)) for s in members]
-        heads = torch.arange(kv.keys[0].shape[1], device=device)
+        num_rows = 2 * kv.num_kv_heads
+        heads = torch.arange(num_rows, device=device).view(2, 1, kv.num_kv_heads, 1)
         table_BN = torch.tensor(padded, device=device)
-        # gather[b, k, i] == table[b][i] * K + k: one row of C * D numbers per block and head
-        self._gather = (table_BN[:, None, :] * len(heads) + heads[None, :, None]).reshape(-1)
+        # gather[0 or 1, b, k, i]: the row of C * D numbers with head k of keys or values in table[b][i]
+        self._gather = (table_BN[None, :, None, :] * num_rows + heads).flatten()
         position_Bn = torch.tensor([[s.position + i for i in range(s.num_queries)] for s in members], device=device)
         self._biases = _Biases(position_Bn, num_blocks * kv.block_tokens)
 
     def attend(self, call: _Call, output_THD: Tensor) -> None:
         num_heads, width = call.query_THD.shape[1:]
-        num_kv_heads = call.keys.shape[1]
+        num_kv_heads = call.kv.shape[1] // 2
         group = num_heads // num_kv_heads
         shape = (self._num_segments, self._num_queries, num_kv_heads, group, width)
-        query = call.query_THD.index_select(0, self._token_index).view(shape)
+        query = call.query_THD[self._tokens].view(shape)
         query = query.permute(0, 2, 3, 1, 4).reshape(shape[0] * num_kv_heads, group * shape[1], width)
-        keys, values = self._gathered(call.keys, width), self._gathered(call.values, width)
         # In fp32: bf16 scores are off by up to 1/256 of their size, which is enough to change answers.
-        scores = torch.bmm(query.float(), keys.float().transpose(1, 2)).mul_(call.scale)
+        rows = call.kv.view(call.kv.shape[0] * call.kv.shape[1], -1).index_select(0, self._gather).float()
+        keys, values = rows.view(2, shape[0] * num_kv_heads, -1, width).unbind()
+        scores = torch.bmm(query.float(), keys.transpose(1, 2)).mul_(call.scale)
         if call.softcap is not None:
             scores = call.softcap * torch.tanh(scores / call.softcap)
         biased = scores.view(shape[0], num_kv_heads, group, shape[1], -1).add_(self._biases.get(call.window))
-        weights = biased.softmax(dim=-1).to(values.dtype).view_as(scores)
+        weights = biased.softmax(dim=-1).view_as(scores)
         mixed = torch.bmm(weights, values).view(shape[0], num_kv_heads, group, shape[1], width)
-        output_THD[self._token_index] = mixed.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, width)
-
-    def _gathered(self, cache: Tensor, width: int) -> Tensor:
-        """[B * K, S, D], contiguous."""
-        rows = cache.view(cache.shape[0] * cache.shape[1], -1).index_select(0, self._gather)
-        return rows.view(self._num_segments * cache.shape[1], -1, width)
+        output_THD[self._tokens] = mixed.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, width).to(output_THD.dtype)
 
 
 class _Biases:
@@ -242,21 +262,21 @@ class _LongSegment:
         tokens = slice(span.first_token, span.first_token + span.num_queries)
         output_THD[tokens] = attend_segment(
             call.query_THD[tokens],
-            self._sequence(call.keys),
-            self._sequence(call.values),
+            *self._sequence(call.kv),
             mask=self._mask(call.window),
             scale=call.scale,
             softcap=call.softcap,
         )
 
-    def _sequence(self, cache: Tensor) -> Tensor:
-        """[S, K, D] of the keys in order, without the unused tail of the last block."""
+    def _sequence(self, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """[S, K, D] of keys and of values, in order, without the unused tail of the last block."""
         blocks = cache[list(self.span.blocks[: -(-self.span.num_keys // self.kv.block_tokens)])]
-        return blocks.transpose(1, 2).flatten(0, 1)[: self.span.num_keys]
+        keys, values = blocks.transpose(1, 2).flatten(0, 1)[: self.span.num_keys].chunk(2, dim=1)
+        return keys, values
 
     def _mask(self, window: int | None) -> Tensor:
         if window not in self._masks:
-            position = torch.arange(self.span.position, self.span.num_keys, device=self.kv.keys[0].device)
+            position = torch.arange(self.span.position, self.span.num_keys, device=self.kv.device)
             self._masks[window] = allowed_keys(position, self.span.num_keys, window)
         return self._masks[window]
 

@@ -1,22 +1,29 @@
-"""LoRA in the base model's linear layers, for batches in which every token may have its own expert.
+"""LoRA for batches in which every token may have its own expert.
 
-Knows arenas, rows and masks; nothing of experts' names, sequences or disks.
+Knows arenas, slots and tokens; nothing of experts' names, sequences or disks.
 
-Each adapted linear owns an *arena*: two matrices whose rows are rank-1 terms. An expert of rank r holds r adjacent rows
-in every arena. One step multiplies its tokens by the rows present and masks out what is not theirs, so any mix of ranks
-and targets costs three operations a layer.
+Every linear (or several that read the same input, side by side) has an *arena* beside it: `slot_rank` rank-1 terms for
+each slot. An expert of rank r holds ceil(r / slot_rank) adjacent slots in every arena, its last terms zero. A step's
+tokens come in *runs* of one expert. A long run is multiplied by its expert's terms alone; short runs of like length
+are multiplied together, one batched product over their slots. Either way only what a token needs is computed, and no
+weights are copied unless the slots lie far apart.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
+from torch.nn.functional import pad
 
-# Legend: T tokens in the step, I/O input and output width, R arena rows in use in the step, r one expert's rank.
+# Legend: T tokens in the step, I/O input and output width of a linear, P linears side by side, S slots, K slot_rank,
+# m tokens of the longest run of a batch, r an expert's rank.
 
-Rows = range  # adjacent arena rows of one expert
+Slots = range  # adjacent slots of one expert
+_LONGEST_SHORT_RUN = 16  # tokens; from there on a product of its own costs less than the padding (2 CPU cores)
+_SPREAD = 3  # a span of slots up to this many times as wide as those in use is multiplied whole, without a copy
 
 
 @dataclass(frozen=True)
@@ -28,138 +35,228 @@ class AdapterWeights:
 
 
 @dataclass(frozen=True)
+class _Run:
+    """Tokens [start, stop) of one expert."""
+
+    start: int
+    stop: int
+    slots: Slots
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Short runs multiplied together: one row of m tokens for each slot.
+
+    input_token[s * m + i] is the token whose input stands there (any token where none belongs). Output rows
+    `output_row` are added to the tokens `output_token`; both None where they are all rows and `tokens` in order.
+    """
+
+    slots: slice | Tensor
+    num_slots: int
+    input_token: Tensor | None
+    output_row: Tensor | None
+    output_token: Tensor | None
+    tokens: slice
+    unique: bool  # no token has more than one slot
+
+
+@dataclass(frozen=True)
 class LoraPlan:
-    """Which arena rows each token of a step uses.
+    """Which slots each token of a step uses."""
 
-    Tokens before `first_token` run on the base alone. foreign_TR[t - first_token, i] is False where rows[i]
-    belongs to token t's expert, else True.
+    present: frozenset[int]  # first slots of the experts at work
+    runs: Sequence[_Run]
+    batches: Sequence[_Batch]
+
+
+def plan_lora(slots_T: Sequence[Slots | None], *, device: torch.device) -> LoraPlan | None:
+    """The plan for a step whose token t uses `slots_T[t]`; None where every token is the base's.
+
+    Any order is right; adjacent tokens of one expert are what makes it fast.
     """
-
-    first_token: int
-    rows: slice | Tensor
-    foreign_TR: Tensor
-
-
-class LoraSwitch:
-    """What the adapted layers of one model look at during a step. Set by the runner, read by the layers."""
-
-    def __init__(self) -> None:
-        self.plan: LoraPlan | None = None
-
-
-class MultiLoraLinear(nn.Module):
-    """A linear layer with an arena beside it."""
-
-    def __init__(self, base: nn.Module, *, features: tuple[int, int], num_rows: int, switch: LoraSwitch) -> None:
-        super().__init__()
-        self.base = base
-        self._switch = switch
-        self._users: set[int] = set()  # first rows of the experts that target this layer
-        weight = next(base.parameters())
-        self.arena_a = torch.zeros(num_rows, features[0], dtype=weight.dtype, device=weight.device)
-        self.arena_b = torch.zeros(num_rows, features[1], dtype=weight.dtype, device=weight.device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[1, T, I] -> [1, T, O]."""
-        y: Tensor = self.base(x)
-        plan = self._switch.plan
-        if plan is None or not self._users:
-            return y
-        add_lora(y[0, plan.first_token :], x[0, plan.first_token :], self.arena_a, self.arena_b, plan)
-        return y
-
-    def write(self, rows: Rows, terms: tuple[Tensor, Tensor] | None) -> None:
-        """Puts an expert's terms into its rows; None where the expert does not target this layer."""
-        self.erase(rows)
-        if terms is not None:
-            self.arena_a[rows.start : rows.stop] = terms[0]
-            self.arena_b[rows.start : rows.stop] = terms[1]
-            self._users.add(rows.start)
-
-    def erase(self, rows: Rows) -> None:
-        """Empties the rows."""
-        self._users.discard(rows.start)
-        self.arena_a[rows.start : rows.stop] = 0
-        self.arena_b[rows.start : rows.stop] = 0
-
-
-def add_lora(y_TO: Tensor, x_TI: Tensor, arena_a: Tensor, arena_b: Tensor, plan: LoraPlan) -> None:
-    """y += (x A^T, zero where foreign) B over the rows of the plan, in place.
-
-    Foreign terms are overwritten, not multiplied by 0, so that an expert whose terms overflow stays alone with that.
-    """
-    h_TR = (x_TI @ arena_a[plan.rows].T).masked_fill_(plan.foreign_TR, 0)
-    y_TO.addmm_(h_TR, arena_b[plan.rows])
-
-
-def add_lora_reference(
-    y_TO: Tensor, x_TI: Tensor, arena_a: Tensor, arena_b: Tensor, rows_T: Sequence[Rows | None]
-) -> None:
-    """The obvious loop `add_lora` must equal: each token by itself through its own expert's terms."""
-    for token, rows in enumerate(rows_T):
-        if rows is not None:
-            a, b = arena_a[rows.start : rows.stop], arena_b[rows.start : rows.stop]
-            y_TO[token] += (x_TI[token] @ a.T) @ b
-
-
-def plan_rows(rows_T: Sequence[Rows | None], *, device: torch.device) -> LoraPlan | None:
-    """The plan for a step whose token t uses `rows_T[t]`; None where every token is the base's.
-
-    Base tokens should come first: only the tokens from the first adapted one on are computed.
-    """
-    first = next((t for t, rows in enumerate(rows_T) if rows is not None), None)
-    if first is None:
+    runs = list(_runs(slots_T))
+    if not runs:
         return None
-    present = sorted({rows for rows in rows_T if rows is not None}, key=lambda rows: rows.start)
-    columns, selected = _select(present)
-    owner_T = torch.tensor([-1 if rows is None else rows.start for rows in rows_T[first:]], device=device)
-    owner_R = torch.full((len(columns),), -2, device=device)
-    for rows in present:
-        offset = columns.index(rows.start)
-        owner_R[offset : offset + len(rows)] = rows.start
-    foreign_TR = owner_T[:, None] != owner_R[None, :]
-    return LoraPlan(first_token=first, rows=_as_index(columns, selected, device), foreign_TR=foreign_TR)
+    short: dict[int, list[_Run]] = defaultdict(list)
+    long = []
+    for run in runs:
+        length = run.stop - run.start
+        if length < _LONGEST_SHORT_RUN:
+            short[(length - 1).bit_length()].append(run)
+        else:
+            long.append(run)
+    batches = []
+    for members in short.values():
+        if len(members) == 1:
+            long += members
+        else:
+            batches.append(_batch(members, device))
+    return LoraPlan(frozenset(run.slots.start for run in runs), long, batches)
 
 
-def _select(present: Sequence[Rows]) -> tuple[Sequence[int], bool]:
-    """Arena rows to multiply by: the span from first to last where that is not much wider than the rows present, which
-    needs no copy, else exactly the rows present."""
-    span = range(present[0].start, present[-1].stop)
-    num_present = sum(len(rows) for rows in present)
-    if len(span) <= 2 * num_present:
-        return span, False
-    return [row for rows in present for row in rows], True
+def _runs(slots_T: Sequence[Slots | None]) -> Iterator[_Run]:
+    start = 0
+    for slots, members in groupby(slots_T):
+        stop = start + sum(1 for _ in members)
+        if slots is not None:
+            yield _Run(start, stop, slots)
+        start = stop
 
 
-def _as_index(columns: Sequence[int], selected: bool, device: torch.device) -> slice | Tensor:
-    if selected:
-        return torch.tensor(columns, device=device)
-    return slice(columns[0], columns[-1] + 1)
+def _batch(runs: Sequence[_Run], device: torch.device) -> _Batch:
+    """Every run once for each of its slots; runs that share slots stand in the same row one behind the other."""
+    tokens_of: dict[int, list[int]] = defaultdict(list)
+    for run in runs:
+        for slot in run.slots:
+            tokens_of[slot] += range(run.start, run.stop)
+    present = sorted(tokens_of)
+    span = range(present[0], present[-1] + 1)
+    whole = len(span) <= _SPREAD * len(present)
+    columns = list(span) if whole else present
+    longest = max(len(tokens) for tokens in tokens_of.values())
+    pairs = [(row * longest + i, t) for row, slot in enumerate(columns) for i, t in enumerate(tokens_of.get(slot, ()))]
+    pairs.sort(key=lambda pair: pair[1])
+    filled = [runs[0].start] * (len(columns) * longest)
+    for row, token in pairs:
+        filled[row] = token
+    tokens = [token for _, token in pairs]
+    first, in_order = tokens[0], tokens == list(range(tokens[0], tokens[0] + len(tokens)))
+    plain = in_order and filled == tokens
+    return _Batch(
+        slots=slice(span.start, span.stop) if whole else torch.tensor(columns, device=device),
+        num_slots=len(columns),
+        input_token=None if plain else torch.tensor(filled, device=device),
+        output_row=None if plain else torch.tensor([row for row, _ in pairs], device=device),
+        output_token=None if in_order else torch.tensor(tokens, device=device),
+        tokens=slice(first, first + len(tokens)),
+        unique=len(set(tokens)) == len(tokens),
+    )
+
+
+class Arena:
+    """The terms of all experts on the device for linears that read the same input, side by side.
+
+    On a CPU they are kept in fp32, whose small batched products take half the time bf16's do.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        features: tuple[int, Sequence[int]],
+        num_slots: int,
+        slot_rank: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        width_in, widths_out = features
+        self.paths = tuple(paths)
+        self._rank = slot_rank
+        self._users: set[int] = set()  # first slots of the experts that target one of these linears
+        self.a = torch.zeros(num_slots, len(paths), slot_rank, width_in, dtype=dtype, device=device)
+        self.b = [torch.zeros(num_slots, slot_rank, width, dtype=dtype, device=device) for width in widths_out]
+        edges = [sum(widths_out[:i]) for i in range(len(widths_out) + 1)]
+        self._columns = [slice(*edges[i : i + 2]) for i in range(len(widths_out))]
+
+    def write(self, slots: Slots, weights: AdapterWeights) -> None:
+        """Puts an expert's terms into its slots; zeros where it does not target a linear."""
+        self.erase(slots)
+        for part, path in enumerate(self.paths):
+            terms = weights.terms.get(path)
+            if terms is not None:
+                missing = len(slots) * self._rank - terms[0].shape[0]
+                a, b = (pad(term, (0, 0, 0, missing)).view(len(slots), self._rank, -1) for term in terms)
+                self.a[slots.start : slots.stop, part] = a
+                self.b[part][slots.start : slots.stop] = b
+                self._users.add(slots.start)
+
+    def erase(self, slots: Slots) -> None:
+        """Empties the slots, where anything is in them."""
+        if slots.start in self._users:
+            self._users.discard(slots.start)
+            for tensor in (self.a, *self.b):
+                tensor[slots.start : slots.stop] = 0
+
+    def add(self, y_TO: Tensor, x_TI: Tensor, plan: LoraPlan | None) -> None:
+        """y += x A^T B for every token and its expert, in place; y holds the linears' outputs side by side."""
+        if plan is None or self._users.isdisjoint(plan.present):
+            return
+        for run in plan.runs:
+            if run.slots.start in self._users:
+                y_TO[run.start : run.stop] += self._run(x_TI[run.start : run.stop], run.slots)
+        for batch in plan.batches:
+            self._add_batch(y_TO, x_TI, batch)
+
+    def _run(self, x_tI: Tensor, slots: Slots) -> Tensor:
+        """[t, O]"""
+        a = self.a[slots.start : slots.stop]
+        h = (x_tI.to(a.dtype) @ a.view(-1, a.shape[-1]).T).view(-1, *a.shape[:3])  # [t, slots, P, K]
+        delta = x_tI.new_empty(x_tI.shape[0], self._columns[-1].stop, dtype=a.dtype)
+        for part, columns in enumerate(self._columns):
+            b = self.b[part][slots.start : slots.stop]
+            torch.mm(h[:, :, part].reshape(h.shape[0], -1), b.view(-1, b.shape[-1]), out=delta[:, columns])
+        return delta
+
+    def _add_batch(self, y_TO: Tensor, x_TI: Tensor, batch: _Batch) -> None:
+        x = x_TI[batch.tokens] if batch.input_token is None else x_TI.index_select(0, batch.input_token)
+        a = self.a[batch.slots].flatten(1, 2)
+        x_SmI = x.to(a.dtype).view(batch.num_slots, -1, a.shape[-1])
+        h = torch.bmm(x_SmI, a.transpose(1, 2))  # [S, m, P * K]
+        delta = x.new_empty(*h.shape[:2], self._columns[-1].stop, dtype=a.dtype)
+        for part, columns in enumerate(self._columns):
+            terms = slice(part * self._rank, (part + 1) * self._rank)
+            torch.bmm(h[:, :, terms], self.b[part][batch.slots], out=delta[:, :, columns])
+        rows = delta.flatten(0, 1)
+        if batch.output_row is not None:
+            rows = rows.index_select(0, batch.output_row)
+        if batch.output_token is None:
+            y_TO[batch.tokens] += rows
+        elif batch.unique:
+            y_TO[batch.output_token] = (y_TO[batch.output_token] + rows).to(y_TO.dtype)
+        else:
+            total = torch.zeros(y_TO.shape, dtype=rows.dtype, device=rows.device)
+            y_TO += total.index_add_(0, batch.output_token, rows)
+
+
+def add_reference(arena: Arena, y_TO: Tensor, x_TI: Tensor, slots_T: Sequence[Slots | None]) -> None:
+    """The obvious loop `Arena.add` must equal: each token by itself through its own expert's terms."""
+    for token, slots in enumerate(slots_T):
+        if slots is None:
+            continue
+        first = 0
+        for part, b in enumerate(arena.b):
+            for slot in slots:
+                delta_O = (x_TI[token].to(b.dtype) @ arena.a[slot, part].T) @ b[slot]
+                y_TO[token, first : first + b.shape[-1]] += delta_O.to(y_TO.dtype)
+            first += b.shape[-1]
 
 
 class LoraArenas:
-    """All arenas of one model. Owns which rows hold which terms; the caller says where."""
+    """All arenas of one model. Owns which slots hold which terms; the caller says where."""
 
-    def __init__(self, model: PreTrainedModel, *, linears: Mapping[str, tuple[int, int]], num_rows: int) -> None:
-        self.switch = LoraSwitch()
-        self.num_rows = num_rows
-        self._layers: dict[str, MultiLoraLinear] = {}
-        for path, features in linears.items():
-            parent_path, _, attribute = path.rpartition(".")
-            parent = model.get_submodule(parent_path)
-            layer = MultiLoraLinear(
-                getattr(parent, attribute), features=features, num_rows=num_rows, switch=self.switch
-            )
-            setattr(parent, attribute, layer)
-            self._layers[path] = layer
+    def __init__(self, arenas: Sequence[Arena]) -> None:
+        self._arenas = arenas
 
-    def write(self, rows: Rows, weights: AdapterWeights) -> None:
-        for path, layer in self._layers.items():
-            layer.write(rows, weights.terms.get(path))
+    def write(self, slots: Slots, weights: AdapterWeights) -> None:
+        for arena in self._arenas:
+            arena.write(slots, weights)
 
-    def erase(self, rows: Rows) -> None:
-        for layer in self._layers.values():
-            layer.erase(rows)
+    def erase(self, slots: Slots) -> None:
+        for arena in self._arenas:
+            arena.erase(slots)
 
-    def layers(self) -> Iterable[tuple[str, MultiLoraLinear]]:
-        return self._layers.items()
+
+NewArena = Callable[[Sequence[str]], Arena]  # for linears that read the same input, by module path
+
+
+def arena_maker(linears: Mapping[str, tuple[int, int]], *, num_slots: int, slot_rank: int, like: Tensor) -> NewArena:
+    """Makes arenas for the linears of one model, whose (input, output) widths `linears` gives by module path."""
+    dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+
+    def new_arena(paths: Sequence[str]) -> Arena:
+        features = (linears[paths[0]][0], [linears[path][1] for path in paths])
+        return Arena(
+            paths, features=features, num_slots=num_slots, slot_rank=slot_rank, dtype=dtype, device=like.device
+        )
+
+    return new_arena

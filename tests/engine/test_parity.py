@@ -160,8 +160,8 @@ def test_other_families_compute_what_transformers_computes(family: str, tmp_path
         engine.stop()
 
 
-def test_a_model_that_computes_something_else_is_refused(world: World, tmp_path: Path) -> None:
-    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path)
+def test_a_model_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    base = load_base(str(tiny.write_base(tmp_path, "gemma2")), dtype="fp32", device="cpu", cache=tmp_path)
 
     def disturb(_: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> tuple[object, object]:
         changed = kwargs["hidden_states"] * 2 if "attention_plan" in kwargs else kwargs["hidden_states"]
@@ -170,4 +170,4 @@ def test_a_model_that_computes_something_else_is_refused(world: World, tmp_path:
     base.model.model.layers[1].self_attn.register_forward_pre_hook(disturb, with_kwargs=True)
 
     with pytest.raises(BaseModelError, match="does not give the same logits"):
-        Runner(base, kv_memory_bytes=1 << 22, block_tokens=16, num_rows=8)
+        Runner(base, kv_memory_bytes=1 << 22, block_tokens=16, num_slots=1, slot_rank=8)

@@ -5,15 +5,15 @@ from server.engine.scheduler import Sequence, plan_step
 
 
 def sequence(total: int, computed: int = 0, *, start: int | None = None, row: int = 0) -> Sequence:
-    rows = None if start is None else range(row, row + 4)
+    slots = None if start is None else range(row, row + 4)
     return Sequence(
-        list(range(total)), BlockTable(Reservation(0)), rows=rows, activation_start=start, computed=computed
+        list(range(total)), BlockTable(Reservation(0)), slots=slots, activation_start=start, computed=computed
     )
 
 
 def spans(sequences: list[Sequence], budget: int) -> list[tuple[int, int, int, int | None]]:
     plan = plan_step(sequences, budget=budget)
-    return [(sequences.index(s.sequence), s.start, s.end, s.rows.start if s.rows else None) for s in plan.segments]
+    return [(sequences.index(s.sequence), s.start, s.end, s.slots.start if s.slots else None) for s in plan.segments]
 
 
 def test_decodes_come_before_prefills_and_the_budget_cuts_the_last_prefill() -> None:

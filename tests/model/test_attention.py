@@ -49,8 +49,7 @@ def test_grouped_attention_equals_one_segment_at_a_time(
     kv = PagedKV(
         geometry=KVGeometry(1, KV_HEADS, WIDTH), num_blocks=120, block_tokens=CAPACITY, dtype=dtype, device=device
     )
-    kv.keys[0].normal_()
-    kv.values[0].normal_()
+    kv.layers[0].normal_()
     spans, total = lay_out(SHAPES[shape])
     query, key, value = (torch.randn(1, heads, total, WIDTH).to(dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
     output, _ = paged_attention(
@@ -60,7 +59,7 @@ def test_grouped_attention_equals_one_segment_at_a_time(
 
     for span in spans:
         tokens = slice(span.first_token, span.first_token + span.num_queries)
-        keys, values = (c[0][span.blocks].transpose(1, 2).flatten(0, 1)[: span.num_keys] for c in (kv.keys, kv.values))
+        keys, values = kv.layers[0][span.blocks].transpose(1, 2).flatten(0, 1)[: span.num_keys].chunk(2, dim=1)
         torch.testing.assert_close(keys[span.position :], key[0].transpose(0, 1)[tokens])
         mask = allowed_keys(torch.arange(span.position, span.num_keys), span.num_keys, window)
         expected = attend_segment(query[0].transpose(0, 1)[tokens], keys, values, mask=mask, scale=0.3, softcap=softcap)
@@ -78,14 +77,13 @@ def test_large_scores_are_not_rounded_in_bf16() -> None:
     torch.manual_seed(1)
     geometry, cpu = KVGeometry(1, KV_HEADS, WIDTH), torch.device("cpu")
     kv = PagedKV(geometry=geometry, num_blocks=20, block_tokens=CAPACITY, dtype=torch.bfloat16, device=cpu)
-    kv.keys[0].normal_()
-    kv.values[0].normal_()
+    kv.layers[0].normal_()
     span = SegmentSpan(0, 1, 39, list(range(1, 11)))
     query, key, value = (torch.randn(1, heads, 1, WIDTH).bfloat16() for heads in (HEADS, KV_HEADS, KV_HEADS))
     output, _ = paged_attention(
         SimpleNamespace(layer_idx=0), query, key, value, None, scaling=3.0, attention_plan=plan_attention([span], kv)
     )
-    keys, values = (c[0][span.blocks].transpose(1, 2).flatten(0, 1).float() for c in (kv.keys, kv.values))
+    keys, values = kv.layers[0][span.blocks].transpose(1, 2).flatten(0, 1).float().chunk(2, dim=1)
     mask = torch.ones(1, 40, dtype=torch.bool)
     exact = attend_segment(query[0].transpose(0, 1).float(), keys, values, mask=mask, scale=3.0, softcap=None)
     assert float((output[0].float() - exact).abs().max()) < 0.02

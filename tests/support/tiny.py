@@ -16,6 +16,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -47,6 +48,7 @@ _SIZES = {
 }
 FAMILIES: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_SIZES),
+    "qwen2": Qwen2Config(**_SIZES),  # biases
     "qwen3": Qwen3Config(**_SIZES, head_dim=16),
     "mistral": MistralConfig(**_SIZES, sliding_window=24, head_dim=16),
     "gemma2": Gemma2Config(**_SIZES, sliding_window=24, head_dim=16, query_pre_attn_scalar=16),

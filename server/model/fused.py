@@ -1,0 +1,202 @@
+"""The decoders of the Llama family as few, large operations. Knows layers and weights; nothing of sequences or experts.
+
+A decode step of a small model is bound by the number of operations and by how its weights lie in memory. So query, key
+and value are one product, gate and up another, and on a CPU bf16 weights are kept in the blocked layout of oneDNN,
+which reads them twice as fast. Other architectures run through transformers' own modules (`generic`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+from server.model.attention import AttentionPlan
+from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
+
+# Legend: T tokens in the step, W tokens whose logits are wanted, D head width, F width of the MLP, V vocabulary.
+
+_TYPICAL_BATCH = 16  # tokens a step; oneDNN chooses the layout by it
+_FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+
+
+def fusible(model: PreTrainedModel) -> bool:
+    """True for the architectures this module computes: pre-norm RMSNorm, rotary positions, SwiGLU."""
+    return type(model) in _FAMILY and model.config.hidden_act == "silu"
+
+
+class FusedLinear:
+    """Linear layers that read the same input, as one product."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        weight_OI = torch.cat([linear.weight.detach() for linear in linears])
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self._bias_O = torch.cat(biases) if biases else None
+        self._packed = can_pack(weight_OI)
+        self._weight = pack(weight_OI) if self._packed else weight_OI
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        """[T, I] -> [T, O of all]."""
+        if self._packed:
+            return packed_linear(x_TI, self._weight, self._bias_O)
+        return F.linear(x_TI, self._weight, self._bias_O)
+
+
+def can_pack(weight: Tensor) -> bool:
+    """True where oneDNN multiplies this number format, which is where packing pays."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+
+
+def pack(weight_OI: Tensor) -> Tensor:
+    """The weight in oneDNN's blocked layout, an opaque tensor only `packed_linear` reads."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _TYPICAL_BATCH)
+    return packed
+
+
+def packed_linear(x_TI: Tensor, packed: Tensor, bias_O: Tensor | None) -> Tensor:
+    """`F.linear` with a packed weight: the operator that torch's own compiler emits for frozen models."""
+    y_TO: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, packed, bias_O, "none", [], "")
+    return y_TO
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One fused product and the experts' terms beside it."""
+
+    linear: FusedLinear
+    arena: Arena
+
+    def __call__(self, x_TI: Tensor, plan: LoraPlan | None) -> Tensor:
+        y_TO = self.linear(x_TI)
+        self.arena.add(y_TO, x_TI, plan)
+        return y_TO
+
+
+@dataclass(frozen=True)
+class _Norm:
+    weight: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, module: Any) -> "_Norm":
+        return cls(module.weight.detach(), module.variance_epsilon)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    input_norm: _Norm
+    qkv: _Site
+    head_norms: tuple[_Norm, _Norm] | None  # of queries and keys
+    out: _Site
+    mlp_norm: _Norm
+    gate_up: _Site
+    down: _Site
+    scale: float
+    window: int | None
+
+
+class FusedDecoder:
+    """A model of the Llama family. Takes its weights over, so the model itself cannot run any more."""
+
+    def __init__(self, model: PreTrainedModel, new_arena: NewArena) -> None:
+        body: Any = model.base_model
+        self._num_heads: int = model.config.num_attention_heads
+        self._num_kv_heads: int = model.config.num_key_value_heads
+        self._embedding: Tensor = body.embed_tokens.weight.detach()
+        self._rotary: nn.Module = body.rotary_emb
+        self._norm = _Norm.of(body.norm)
+        self._head = FusedLinear([model.get_output_embeddings()])  # type: ignore[no-untyped-call]
+        self._arenas: list[Arena] = []
+        self._layers = []
+        for index, layer in enumerate(body.layers):
+            self._layers.append(self._layer(f"model.layers.{index}", layer, new_arena))
+            for module in layer.modules():
+                if isinstance(module, nn.Linear):
+                    module.weight.data = module.weight.new_empty(0)
+        self.arenas = LoraArenas(self._arenas)
+
+    def _layer(self, path: str, layer: Any, new_arena: NewArena) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return _Layer(
+            input_norm=_Norm.of(layer.input_layernorm),
+            qkv=self._site(f"{path}.self_attn", attention, ("q_proj", "k_proj", "v_proj"), new_arena),
+            head_norms=_head_norms(attention),
+            out=self._site(f"{path}.self_attn", attention, ("o_proj",), new_arena),
+            mlp_norm=_Norm.of(layer.post_attention_layernorm),
+            gate_up=self._site(f"{path}.mlp", mlp, ("gate_proj", "up_proj"), new_arena),
+            down=self._site(f"{path}.mlp", mlp, ("down_proj",), new_arena),
+            scale=attention.scaling,
+            window=_window(attention),
+        )
+
+    def _site(self, path: str, module: Any, names: Sequence[str], new_arena: NewArena) -> _Site:
+        self._arenas.append(new_arena([f"{path}.{name}" for name in names]))
+        return _Site(FusedLinear([getattr(module, name) for name in names]), self._arenas[-1])
+
+    def forward(
+        self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionPlan, lora: LoraPlan | None, wanted_W: Tensor
+    ) -> Tensor:
+        """[W, V] logits of the wanted tokens."""
+        hidden_TI = F.embedding(tokens_T, self._embedding)
+        rotation = self._rotation(hidden_TI, positions_T)
+        for index, layer in enumerate(self._layers):
+            attended = self._attend(index, layer, layer.input_norm(hidden_TI), rotation, attention, lora)
+            hidden_TI = hidden_TI + layer.out(attended, lora)
+            gate_TF, up_TF = layer.gate_up(layer.mlp_norm(hidden_TI), lora).chunk(2, dim=-1)
+            hidden_TI = hidden_TI + layer.down(F.silu(gate_TF).mul_(up_TF), lora)
+        if not len(wanted_W):
+            return hidden_TI.new_empty(0, 0)
+        return self._head(self._norm(hidden_TI.index_select(0, wanted_W)))
+
+    def _rotation(self, hidden_TI: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines [T, 1, D], so that rotating x is x * cos + roll(x, D / 2) * sin."""
+        cos, sin = self._rotary(hidden_TI[None], positions_T[None])
+        half = sin.shape[-1] // 2
+        signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
+        return cos[0, :, None], signed[:, None]
+
+    def _attend(
+        self,
+        index: int,
+        layer: _Layer,
+        x_TI: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        attention: AttentionPlan,
+        lora: LoraPlan | None,
+    ) -> Tensor:
+        """[T, H * D]"""
+        num_queries, num_rotated = self._num_heads, self._num_heads + self._num_kv_heads
+        qkv = layer.qkv(x_TI, lora).view(x_TI.shape[0], num_rotated + self._num_kv_heads, -1)
+        rotated, values = qkv[:, :num_rotated], qkv[:, num_rotated:]
+        if layer.head_norms is not None:
+            of_queries, of_keys = layer.head_norms
+            rotated = torch.cat((of_queries(rotated[:, :num_queries]), of_keys(rotated[:, num_queries:])), dim=1)
+        cos, sin = rotation
+        rotated = torch.addcmul(rotated * cos, rotated.roll(rotated.shape[-1] // 2, -1), sin)
+        kv = torch.cat((rotated[:, num_queries:], values), dim=1)
+        output = attention.attend(index, rotated[:, :num_queries], kv, scale=layer.scale, window=layer.window)
+        return output.flatten(1)
+
+
+def _head_norms(attention: Any) -> tuple[_Norm, _Norm] | None:
+    return (_Norm.of(attention.q_norm), _Norm.of(attention.k_norm)) if hasattr(attention, "q_norm") else None
+
+
+def _window(attention: Any) -> int | None:
+    """Qwen says for each layer whether its attention slides, Mistral for all."""
+    holder = attention if hasattr(attention, "sliding_window") else attention.config
+    window: int | None = getattr(holder, "sliding_window", None)
+    return window

@@ -1,0 +1,72 @@
+"""Any decoder-only model through transformers' own modules. Knows layers and weights; nothing of sequences or experts.
+
+Attention and linear layers are exchanged in place; all else runs as transformers wrote it. `fused` does the same for
+the Llama family in fewer operations.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from server.model.attention import IMPLEMENTATION, AttentionPlan
+from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
+
+# Legend: T tokens in the step, I/O input and output width, W tokens whose logits are wanted, V vocabulary.
+
+
+class _Switch:
+    """What the adapted layers look at during a step."""
+
+    def __init__(self) -> None:
+        self.plan: LoraPlan | None = None
+
+
+class _AdaptedLinear(nn.Module):
+    """A linear layer with an arena beside it."""
+
+    def __init__(self, base: nn.Module, arena: Arena, switch: _Switch) -> None:
+        super().__init__()
+        self.base = base
+        self._arena = arena
+        self._switch = switch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, T, I] -> [1, T, O]."""
+        y: Tensor = self.base(x)
+        self._arena.add(y[0], x[0], self._switch.plan)
+        return y
+
+
+class GenericDecoder:
+    """A model with adapted linear layers. Takes it over: it only runs here from now on."""
+
+    def __init__(self, model: PreTrainedModel, linears: Sequence[str], new_arena: NewArena) -> None:
+        model.set_attn_implementation(IMPLEMENTATION)
+        self._model = model
+        self._switch = _Switch()
+        arenas = []
+        for path in linears:
+            parent_path, _, attribute = path.rpartition(".")
+            parent = model.get_submodule(parent_path)
+            arenas.append(new_arena([path]))
+            setattr(parent, attribute, _AdaptedLinear(getattr(parent, attribute), arenas[-1], self._switch))
+        self.arenas = LoraArenas(arenas)
+
+    def forward(
+        self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionPlan, lora: LoraPlan | None, wanted_W: Tensor
+    ) -> Tensor:
+        """[W, V] logits of the wanted tokens."""
+        self._switch.plan = lora
+        inputs = {
+            "input_ids": tokens_T[None],
+            "position_ids": positions_T[None],
+            "use_cache": False,
+            "attention_plan": attention,
+        }
+        if not len(wanted_W):
+            self._model.base_model(**inputs)
+            return torch.empty(0, 0)
+        logits_1WV: Tensor = self._model(**inputs, logits_to_keep=wanted_W).logits
+        return logits_1WV[0]

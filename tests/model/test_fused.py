@@ -1,0 +1,95 @@
+"""The fused decoder against transformers' own modules, with experts in the batch; and packed against plain products."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from server.model.attention import KVGeometry, PagedKV, SegmentSpan, plan_attention
+from server.model.base import Base, load_base
+from server.model.fused import FusedDecoder, can_pack, fusible, pack, packed_linear
+from server.model.generic import GenericDecoder
+from server.model.lora import AdapterWeights, Slots, arena_maker, plan_lora
+from tests.support import tiny
+
+CPU = torch.device("cpu")
+FUSIBLE = ("llama", "mistral", "qwen2", "qwen3")
+NUM_SLOTS, SLOT_RANK = 4, 4
+EXPERTS: list[tuple[Slots, int]] = [(range(1), 3), (range(1, 3), 8)]
+# A prefill of the base, one of an expert, and decodes of both experts, their keys in scattered blocks.
+SPANS = [
+    SegmentSpan(0, 20, 0, [3, 9]),
+    SegmentSpan(20, 18, 0, [1, 2]),
+    SegmentSpan(38, 1, 5, [4]),
+    SegmentSpan(39, 1, 30, [7, 6]),
+]
+SLOTS_T: list[Slots | None] = [None] * 20 + [EXPERTS[0][0]] * 19 + [EXPERTS[1][0]]
+
+
+def logits(base: Base, *, fused: bool) -> torch.Tensor:
+    like = next(base.model.parameters())
+    new_arena = arena_maker(base.spec.linears, num_slots=NUM_SLOTS, slot_rank=SLOT_RANK, like=like)
+    decoder = (
+        FusedDecoder(base.model, new_arena) if fused else GenericDecoder(base.model, list(base.spec.linears), new_arena)
+    )
+    generator = torch.Generator().manual_seed(0)
+    for slots, rank in EXPERTS:
+        terms = {
+            path: (torch.randn(rank, i, generator=generator) / 8, torch.randn(rank, o, generator=generator) / 8)
+            for path, (i, o) in base.spec.linears.items()
+        }
+        decoder.arenas.write(slots, AdapterWeights(rank, terms))
+    config = base.model.config
+    geometry = KVGeometry(config.num_hidden_layers, config.num_key_value_heads, 16)
+    kv = PagedKV(geometry=geometry, num_blocks=10, block_tokens=16, dtype=base.dtype, device=CPU)
+    for layer in kv.layers:
+        layer.normal_(generator=generator)
+    num_tokens = len(SLOTS_T)
+    positions = [span.position + i for span in SPANS for i in range(span.num_queries)]
+    with torch.inference_mode():
+        return decoder.forward(
+            torch.randint(0, 400, (num_tokens,), generator=generator),
+            torch.tensor(positions),
+            plan_attention(SPANS, kv),
+            plan_lora(SLOTS_T, device=CPU),
+            torch.tensor([19, 37, 38, 39]),
+        ).float()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("bf16", 5e-2)])
+@pytest.mark.parametrize("family", FUSIBLE)
+def test_fused_equals_transformers(family: str, dtype: str, tolerance: float, tmp_path: Path) -> None:
+    folder = tiny.write_base(tmp_path / "base", family)
+
+    def load() -> Base:
+        return load_base(str(folder), dtype=dtype, device="cpu", cache=tmp_path)  # type: ignore[arg-type]
+
+    assert fusible(load().model)
+    expected, actual = logits(load(), fused=False), logits(load(), fused=True)
+    assert expected.shape == (4, 400)
+    assert float((actual - expected).square().mean().sqrt() / expected.std()) < tolerance
+
+
+@pytest.mark.parametrize("family", sorted({*tiny.FAMILIES} - {*FUSIBLE}))
+def test_other_families_are_left_to_transformers(family: str, tmp_path: Path) -> None:
+    base = load_base(str(tiny.write_base(tmp_path, family)), dtype="fp32", device="cpu", cache=tmp_path)
+    assert not fusible(base.model)
+
+
+def test_an_activation_it_does_not_compute_is_left_to_transformers(tmp_path: Path) -> None:
+    base = load_base(str(tiny.write_base(tmp_path)), dtype="fp32", device="cpu", cache=tmp_path)
+    base.model.config.hidden_act = "gelu"
+    assert not fusible(base.model)
+
+
+@pytest.mark.skipif(not can_pack(torch.empty(1, dtype=torch.bfloat16)), reason="oneDNN is not there")
+@pytest.mark.parametrize("num_tokens", [1, 3, 16, 100])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_packed_product_equals_a_plain_one(num_tokens: int, biased: bool) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(96, 64).bfloat16()
+    bias = torch.randn(96).bfloat16() if biased else None
+    x = torch.randn(num_tokens, 64).bfloat16()
+    expected = F.linear(x, weight, bias)
+    torch.testing.assert_close(packed_linear(x, pack(weight), bias), expected, atol=0.1, rtol=1e-2)
