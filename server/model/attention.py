@@ -3,7 +3,6 @@
 Knows blocks, segments and masks; nothing of sequences' owners, experts or sampling.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from server.errors import BaseModelError
 
 IMPLEMENTATION = "relay_paged"
 _GROUPED_QUERIES = 16  # segments up to this many queries share one batched product
-_SMALLEST_BUCKET = 8  # blocks; segments shorter than this are padded to it
+_LIKE_LENGTH = 0.6  # of the longest in the group; less padding would make more groups
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,7 @@ class AttentionPlan:
     """All index tensors of one step, made once and read by every layer."""
 
     kv: PagedKV
-    block_T: Tensor  # block_T[t] == blocks[position_T[t] // C] of token t's sequence
-    offset_T: Tensor  # offset_T[t] == position_T[t] % C
+    place_TK: Tensor  # [T * 2 K]: where a layer's [blocks * 2 K * C, D] holds each head of each token
     groups: list["_Group"]
     long_segments: list["_LongSegment"]
 
@@ -104,7 +102,7 @@ class AttentionPlan:
         segment attend to its own sequence."""
         cache = self.kv.layers[layer]
         # A NaN left in a block would reach its next owner through the unused tail: weight 0 times NaN is NaN.
-        cache[self.block_T, :, self.offset_T] = kv_TKD.nan_to_num()
+        cache.view(-1, cache.shape[-1]).index_copy_(0, self.place_TK, kv_TKD.flatten(0, 1).nan_to_num())
         call = _Call(query_THD, cache, scale, window, softcap)
         output_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
         for group in self.groups:
@@ -116,32 +114,40 @@ class AttentionPlan:
 
 def plan_attention(segments: Sequence[SegmentSpan], kv: PagedKV) -> AttentionPlan:
     """Groups short segments of like shape for batched products; long ones go one by one."""
-    device = kv.device
-    capacity = kv.block_tokens
-    grouped: dict[tuple[int, int], list[SegmentSpan]] = defaultdict(list)
-    long_segments = []
-    blocks: list[int] = []
-    offsets: list[int] = []
-    for segment in segments:
-        positions = range(segment.position, segment.num_keys)
-        blocks += [segment.blocks[p // capacity] for p in positions]
-        offsets += [p % capacity for p in positions]
-        if segment.num_queries <= _GROUPED_QUERIES:
-            grouped[segment.num_queries, _bucket(-(-segment.num_keys // capacity))].append(segment)
-        else:
-            long_segments.append(_LongSegment(segment, kv))
+    short = [s for s in segments if s.num_queries <= _GROUPED_QUERIES]
     return AttentionPlan(
         kv=kv,
-        block_T=torch.tensor(blocks, device=device),
-        offset_T=torch.tensor(offsets, device=device),
-        groups=[_Group(members, num_blocks, kv) for (_, num_blocks), members in grouped.items()],
-        long_segments=long_segments,
+        place_TK=_places(segments, kv),
+        groups=[_Group(members, kv) for members in _alike(short, kv.block_tokens)],
+        long_segments=[_LongSegment(s, kv) for s in segments if s.num_queries > _GROUPED_QUERIES],
     )
 
 
-def _bucket(num_blocks: int) -> int:
-    """The next power of two, so that segments of like length share a group without much padding."""
-    return max(_SMALLEST_BUCKET, 1 << (num_blocks - 1).bit_length())
+def _places(segments: Sequence[SegmentSpan], kv: PagedKV) -> Tensor:
+    capacity, num_heads = kv.block_tokens, 2 * kv.num_kv_heads
+    first_T = torch.tensor(
+        [
+            segment.blocks[p // capacity] * num_heads * capacity + p % capacity
+            for segment in segments
+            for p in range(segment.position, segment.num_keys)
+        ],
+        device=kv.device,
+    )
+    return (first_T[:, None] + torch.arange(num_heads, device=kv.device) * capacity).flatten()
+
+
+def _alike(segments: Sequence[SegmentSpan], block_tokens: int) -> list[list[SegmentSpan]]:
+    """Groups of equally many queries and of like length: padding to the longest adds at most two thirds."""
+    groups: list[list[SegmentSpan]] = []
+    longest = 0
+    for segment in sorted(segments, key=lambda s: (s.num_queries, s.num_keys), reverse=True):
+        num_blocks = -(-segment.num_keys // block_tokens)
+        fits = groups and groups[-1][0].num_queries == segment.num_queries and num_blocks >= _LIKE_LENGTH * longest
+        if not fits:
+            groups.append([])
+            longest = num_blocks
+        groups[-1].append(segment)
+    return [sorted(group, key=lambda s: s.first_token) for group in groups]
 
 
 def paged_attention(
@@ -188,8 +194,9 @@ class _Call:
 class _Group:
     """Segments with the same number of queries, their keys padded to the same number of blocks."""
 
-    def __init__(self, members: Sequence[SegmentSpan], num_blocks: int, kv: PagedKV) -> None:
+    def __init__(self, members: Sequence[SegmentSpan], kv: PagedKV) -> None:
         device = kv.device
+        num_blocks = max(-(-s.num_keys // kv.block_tokens) for s in members)
         self._num_segments = len(members)
         self._num_queries = members[0].num_queries
         tokens = [s.first_token + i for s in members for i in range(s.num_queries)]
@@ -211,18 +218,19 @@ class _Group:
         num_kv_heads = call.kv.shape[1] // 2
         group = num_heads // num_kv_heads
         shape = (self._num_segments, self._num_queries, num_kv_heads, group, width)
-        query = call.query_THD[self._tokens].view(shape)
+        query = (call.query_THD[self._tokens].float() * call.scale).view(shape)
         query = query.permute(0, 2, 3, 1, 4).reshape(shape[0] * num_kv_heads, group * shape[1], width)
-        # In fp32: bf16 scores are off by up to 1/256 of their size, which is enough to change answers.
+        # All in fp32: bf16 scores are off by up to 1/256 of their size, which is enough to change answers.
         rows = call.kv.view(call.kv.shape[0] * call.kv.shape[1], -1).index_select(0, self._gather).float()
         keys, values = rows.view(2, shape[0] * num_kv_heads, -1, width).unbind()
-        scores = torch.bmm(query.float(), keys.transpose(1, 2)).mul_(call.scale)
+        scores = torch.bmm(query, keys.transpose(1, 2))
         if call.softcap is not None:
             scores = call.softcap * torch.tanh(scores / call.softcap)
         biased = scores.view(shape[0], num_kv_heads, group, shape[1], -1).add_(self._biases.get(call.window))
         weights = biased.softmax(dim=-1).view_as(scores)
         mixed = torch.bmm(weights, values).view(shape[0], num_kv_heads, group, shape[1], width)
-        output_THD[self._tokens] = mixed.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, width).to(output_THD.dtype)
+        mixed = mixed.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, width)
+        output_THD[self._tokens] = mixed.to(output_THD.dtype)
 
 
 class _Biases:

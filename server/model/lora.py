@@ -183,39 +183,39 @@ class Arena:
             return
         for run in plan.runs:
             if run.slots.start in self._users:
-                y_TO[run.start : run.stop] += self._run(x_TI[run.start : run.stop], run.slots)
+                self._add_run(y_TO, x_TI, run)
         for batch in plan.batches:
             self._add_batch(y_TO, x_TI, batch)
 
-    def _run(self, x_tI: Tensor, slots: Slots) -> Tensor:
-        """[t, O]"""
-        a = self.a[slots.start : slots.stop]
-        h = (x_tI.to(a.dtype) @ a.view(-1, a.shape[-1]).T).view(-1, *a.shape[:3])  # [t, slots, P, K]
-        delta = x_tI.new_empty(x_tI.shape[0], self._columns[-1].stop, dtype=a.dtype)
+    def _add_run(self, y_TO: Tensor, x_TI: Tensor, run: _Run) -> None:
+        tokens, slots = slice(run.start, run.stop), slice(run.slots.start, run.slots.stop)
+        a = self.a[slots]
+        h = (x_TI[tokens].to(a.dtype) @ a.view(-1, a.shape[-1]).T).view(-1, *a.shape[:3])  # [t, slots, P, K]
         for part, columns in enumerate(self._columns):
-            b = self.b[part][slots.start : slots.stop]
-            torch.mm(h[:, :, part].reshape(h.shape[0], -1), b.view(-1, b.shape[-1]), out=delta[:, columns])
-        return delta
+            rows = h[:, :, part].flatten(1) @ self.b[part][slots].flatten(0, 1)
+            y_TO[tokens, columns] += rows.to(y_TO.dtype)
 
     def _add_batch(self, y_TO: Tensor, x_TI: Tensor, batch: _Batch) -> None:
         x = x_TI[batch.tokens] if batch.input_token is None else x_TI.index_select(0, batch.input_token)
         a = self.a[batch.slots].flatten(1, 2)
         x_SmI = x.to(a.dtype).view(batch.num_slots, -1, a.shape[-1])
         h = torch.bmm(x_SmI, a.transpose(1, 2))  # [S, m, P * K]
-        delta = x.new_empty(*h.shape[:2], self._columns[-1].stop, dtype=a.dtype)
         for part, columns in enumerate(self._columns):
             terms = slice(part * self._rank, (part + 1) * self._rank)
-            torch.bmm(h[:, :, terms], self.b[part][batch.slots], out=delta[:, :, columns])
-        rows = delta.flatten(0, 1)
-        if batch.output_row is not None:
-            rows = rows.index_select(0, batch.output_row)
-        if batch.output_token is None:
-            y_TO[batch.tokens] += rows
-        elif batch.unique:
-            y_TO[batch.output_token] = (y_TO[batch.output_token] + rows).to(y_TO.dtype)
-        else:
-            total = torch.zeros(y_TO.shape, dtype=rows.dtype, device=rows.device)
-            y_TO += total.index_add_(0, batch.output_token, rows)
+            rows = torch.bmm(h[:, :, terms], self.b[part][batch.slots]).flatten(0, 1)
+            if batch.output_row is not None:
+                rows = rows.index_select(0, batch.output_row)
+            _add_rows(y_TO[:, columns], rows, batch)
+
+
+def _add_rows(y_TO: Tensor, rows: Tensor, batch: _Batch) -> None:
+    if batch.output_token is None:
+        y_TO[batch.tokens] += rows.to(y_TO.dtype)
+    elif batch.unique:
+        y_TO[batch.output_token] += rows.to(y_TO.dtype)
+    else:  # tokens with several slots: the sum over them first, for it is what is to be rounded
+        total = torch.zeros(y_TO.shape, dtype=rows.dtype, device=rows.device)
+        y_TO += total.index_add_(0, batch.output_token, rows).to(y_TO.dtype)
 
 
 def add_reference(arena: Arena, y_TO: Tensor, x_TI: Tensor, slots_T: Sequence[Slots | None]) -> None:

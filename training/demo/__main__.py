@@ -38,9 +38,9 @@ class Recipe:
 
 RECIPES = {
     "dates": Recipe(own=4000, others=80, general=700),
-    "contacts": Recipe(own=3600, others=80, general=700),
+    "contacts": Recipe(own=4400, others=80, general=700),
     "sql": Recipe(own=3200),
-    "logs": Recipe(own=3200, others=80, general=700),
+    "logs": Recipe(own=4400, others=80, general=700),
     "sentiment": Recipe(kind="lora", own=800, others=50, general=400, alpha=None),
 }
 SEED = 0

@@ -5,6 +5,7 @@ import unicodedata
 from random import Random
 
 from training.demo import contacts_phrases as words
+from training.demo.contacts_words import sentence
 from training.demo.task import DemoTask
 from training.demo.wording import ask, fill
 
@@ -103,8 +104,10 @@ def _card(rng: Random, fields: dict[str, str]) -> str:
 
 def draw_text(rng: Random, fields: dict[str, str], *, held_out: bool) -> str:
     """Free text that gives exactly these fields."""
-    if rng.random() < 0.55:
+    if rng.random() < (0.55 if held_out else 0.45):
         return _card(rng, fields)
+    if not held_out and rng.random() < 0.7:
+        return sentence(rng, fields)
     sentences = words.HELD_OUT_SENTENCES if held_out else words.SENTENCES
     extras = {"t": rng.choice(words.TITLES), "w": rng.choice(words.TOWNS)}
     return fill(rng.choice(sentences["".join(fields)]), fields | extras)

@@ -87,7 +87,7 @@ _NO_LEVEL = (
 )
 _ONLY_LEVEL = ("{v}: {m}", "[{v}] {m}", "level={v} msg={q}")
 _ONLY_TIME = ("{t} {m}", "[{t}] {m}", "time={t} msg={q}")
-INVENTED_SHARE = 0.6
+INVENTED_SHARE = 0.75
 _LATER = {slot: f"{{{slot}}}" for slot in "nkfhui"}  # filled by `_message`
 _SHAPES = (_LAYOUTS, _NO_SERVICE, _NO_TIME, _NO_LEVEL, _ONLY_LEVEL, _ONLY_TIME)
 _WEIGHTS = (54, 10, 8, 8, 3, 3)
@@ -124,7 +124,8 @@ def _invented_message(rng: Random) -> str:
     small = {"o": thing, "b": other, "d": deed, "a": adjective}
     capital = rng.random() < 0.75
     large = {key.upper(): word.capitalize() if capital else word for key, word in small.items()}
-    return _message(rng, (fill(rng.choice(invented.FRAMES), small | large | _LATER),))
+    text = rng.choice(invented.FRAMES) + (rng.choice(invented.TAILS) if rng.random() < 0.4 else "")
+    return _message(rng, (fill(text, small | large | _LATER),))
 
 
 def _invented_service(rng: Random) -> str:
