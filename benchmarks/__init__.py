@@ -1,1 +1,1 @@
-"""Questions with measured answers, one file each. Every file prints its table and writes benchmarks/results/."""
+"""Questions with measured answers, one file or package each. Each prints its table and writes benchmarks/results/."""

@@ -9,6 +9,7 @@ import importlib.metadata
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
@@ -16,7 +17,7 @@ from fastapi import FastAPI
 
 from expert_store import BaseSpec, Catalog, ExpertStore, StoreError
 from server.admission import Activity, Admission
-from server.api import experts, generate, ops
+from server.api import completions, experts, generate, models, ops
 from server.api.body import BodyLimit
 from server.api.errors import install_error_handlers
 from server.api.openapi import install_openapi
@@ -82,7 +83,7 @@ def build_app(settings: Settings, *, make_engine: EngineFactory = Engine) -> Fas
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
-    for routes in (generate.router, experts.router, ops.router):
+    for routes in (generate.router, completions.router, models.router, experts.router, ops.router):
         app.include_router(routes)
     install_error_handlers(app)
     install_openapi(app)
@@ -182,6 +183,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         num_slots=settings.expert_slots,
         slot_rank=SLOT_RANK,
         max_sessions=settings.max_running,
+        threads=settings.threads or None,
     )
 
 
@@ -207,6 +209,8 @@ def _serving(settings: Settings, service: Service, registry: Registry, metrics: 
         metrics=metrics,
         engine_alive=lambda: engine.alive,
         default_router=settings.router,
+        base_id=models.base_id(settings.base),
+        started_at=datetime.now(UTC),
         max_new_tokens=settings.max_new_tokens,
         max_upload_bytes=settings.max_upload_bytes,
     )

@@ -19,6 +19,7 @@ from expert_store import StoreError, verify_store
 from server import client, show
 from server.errors import RelayError
 from server.settings import ENVIRONMENT_PREFIX, Settings, load_settings, server_url
+from server.threads import leave_processors_to_engine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="LoRA Relay: experts that choose their requests.")
 experts = typer.Typer(no_args_is_help=True, help="Look at experts, add them, verify the store.")
@@ -35,9 +36,10 @@ Store = Annotated[Path | None, typer.Option("--store", help="The store's folder 
 def _serve(config: Path | None, **flags: str | bool | None) -> None:
     with _clear_errors():
         settings = load_settings({name: v for name, v in flags.items() if v is not None}, config=config)
+        threads = leave_processors_to_engine(settings.threads)
         from server.run import run_server
 
-        run_server(settings)
+        run_server(settings.model_copy(update={"threads": threads}))
 
 
 def _with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -143,7 +145,7 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except (RelayError, StoreError) as error:
-        _errors.print(error.message, style="red", markup=False, highlight=False)
+        _errors.print(error.message, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

@@ -22,7 +22,7 @@ from server.routing.base import Decision
 BASE = "(base)"
 OTHER = "(other)"
 
-Endpoint = Literal["generate", "route"]
+Endpoint = Literal["generate", "route", "completions"]
 Outcome = Literal["stop", "length", "refused", "routed", "invalid", "busy", "error", "disconnected"]
 RegistrationOutcome = Literal["registered", "refused", "error"]
 

@@ -8,7 +8,7 @@ cancellation.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,7 +20,7 @@ from expert_store import Catalog, ExpertVersion, StoreError
 from server.admission import Activity, Admission
 from server.engine.types import Branches, Token
 from server.errors import InvalidRequest
-from server.metrics import Metrics
+from server.metrics import Endpoint, Metrics
 from server.model.chat import Message, Prompt
 from server.model.sampling import Sampling
 from server.pins import Pins
@@ -50,9 +50,11 @@ class RequestEngine(Protocol):
 
 
 class PromptFormat(Protocol):
-    """Messages to tokens; `server.model.chat.ChatFormat` in production."""
+    """Messages or raw prompts to tokens; `server.model.chat.ChatFormat` in production."""
 
     def render(self, messages: Sequence[Message]) -> Prompt: ...
+
+    def raw(self, prompt: str | Sequence[int], invocations: Iterable[Sequence[int]]) -> Prompt: ...
 
 
 class Router(Protocol):
@@ -63,11 +65,18 @@ class Router(Protocol):
     async def route(self, catalog: Catalog, prober: Prober) -> Decision: ...
 
 
+@dataclass(frozen=True)
+class RawPrompt:
+    """Text or tokens that go to the model as they are, past the chat template."""
+
+    content: str | tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Query:
     """Who is to answer what. `expert` is a reference and settles it; else the router does."""
 
-    messages: tuple[Message, ...]
+    prompt: tuple[Message, ...] | RawPrompt
     expert: str | None
     router: RouterName
 
@@ -107,6 +116,14 @@ class Listener(Protocol):
     async def on_text(self, text: str) -> None: ...
 
 
+class Unheard:
+    """The listener of an answer that is given whole."""
+
+    async def on_decision(self, request_id: str, decision: Decision) -> None: ...
+
+    async def on_text(self, text: str) -> None: ...
+
+
 class Service:
     """Runs requests. Lives on the event loop's thread; `catalog` gives the current snapshot."""
 
@@ -133,9 +150,9 @@ class Service:
         self._activity = activity
         self._metrics = metrics
 
-    async def generate(self, query: GenerationQuery, listener: Listener) -> Answer:
+    async def generate(self, query: GenerationQuery, listener: Listener, *, endpoint: Endpoint = "generate") -> Answer:
         """The whole answer; `listener` hears of the decision first and of the text piece by piece."""
-        with Trace("generate", self._metrics) as trace:
+        with Trace(endpoint, self._metrics) as trace:
             async with self._routed(query, trace, query.sampling.max_new_tokens) as (session, decision):
                 await listener.on_decision(trace.request_id, decision)
                 if decision.fallback and query.refuse_fallback:
@@ -161,8 +178,9 @@ class Service:
         with self._admission.permit():
             catalog = self._catalog()
             named = _resolve(catalog, query.expert) if query.expert is not None else None
-            with self._pins.hold(_readable(query, catalog, named)) as hold:
-                prompt = await self._render(query)
+            readable = _readable(query, catalog, named)
+            with self._pins.hold(readable) as hold:
+                prompt = await self._render(query, readable)
                 trace.prompt_tokens = len(prompt.tokens)
                 branches = self._router.branches(catalog) if _is_routed(query) else None
                 with self._activity.waiting.join(named.name if named else None):
@@ -175,10 +193,13 @@ class Service:
                         seat.use(decision.expert.name if decision.expert else None)
                         yield session, decision
 
-    async def _render(self, query: Query) -> Prompt:
+    async def _render(self, query: Query, readable: Sequence[ExpertVersion]) -> Prompt:
         """In a thread, since a long prompt takes a while to tokenise."""
         try:
-            return await asyncio.to_thread(self._chat.render, query.messages)
+            if isinstance(query.prompt, RawPrompt):
+                invocations = {v.invocation_tokens for v in readable if v.invocation_tokens is not None}
+                return await asyncio.to_thread(self._chat.raw, query.prompt.content, invocations)
+            return await asyncio.to_thread(self._chat.render, query.prompt)
         except jinja2.TemplateError as error:
             raise InvalidRequest(
                 f"the base model's chat template refuses these messages: {error}", param="messages"

@@ -57,6 +57,12 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="auto, cpu, cuda or cuda:N; auto is CUDA where there is one.",
     )
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Processor threads the engine computes with; 0 takes OMP_NUM_THREADS, or else every processor.",
+    )
     router: Literal["chain", "none"] = Field(
         "chain", description="Router of a request that names neither router nor expert."
     )

@@ -6,6 +6,7 @@ A request that a client's mistake ended is "invalid", one whose client went away
 import asyncio
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -19,6 +20,8 @@ from server.routing.base import Decision
 
 log = structlog.get_logger()
 
+# "cmpl" is OpenAI's, and clients have come to look for it.
+_ID_PREFIXES: Mapping[Endpoint, str] = {"generate": "generate", "route": "route", "completions": "cmpl"}
 _CLIENT_MISTAKES = (InvalidRequest, UnknownExpert, UnknownVersion, UnknownAlias)
 
 
@@ -55,7 +58,7 @@ class Trace:
     """A context manager around one request. `outcome` is for whoever finishes it well; errors set it themselves."""
 
     def __init__(self, endpoint: Endpoint, metrics: Metrics) -> None:
-        self.request_id = f"{endpoint}-{uuid.uuid4().hex}"
+        self.request_id = f"{_ID_PREFIXES[endpoint]}-{uuid.uuid4().hex}"
         self.outcome: Outcome = "error"
         self.refused = False
         self.prompt_tokens = 0

@@ -9,6 +9,7 @@ from pydantic import ByteSize
 
 from expert_store import Catalog
 from server.api.errors import error_codes
+from server.api.openai_schemas import CompletionRequest
 from server.api.schemas import GenerateRequest
 from server.app import build_app
 from server.metrics import Metrics
@@ -35,6 +36,11 @@ def test_every_route_is_documented_and_no_other(tmp_path: Path) -> None:
 
 def test_every_field_of_a_generate_request_is_documented() -> None:
     assert set(GenerateRequest.model_fields) <= set(first_column(read("api.md")))
+
+
+def test_every_field_of_a_completion_request_is_documented() -> None:
+    section = read("api.md").partition("\n## OpenAI")[2].partition("\n## ")[0]
+    assert set(CompletionRequest.model_fields) <= set(re.findall(r"`(\w+)`", section))
 
 
 def test_every_setting_is_documented_with_its_variable_and_default() -> None:

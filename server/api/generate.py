@@ -1,11 +1,13 @@
 """`POST /generate` and `POST /route`: requests into queries, answers into responses. Knows no engine and no store."""
 
+import json
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from server.api.body import read_json, until_disconnected
+from server.api.errors import ApiError
 from server.api.openapi import errors, json_request
 from server.api.schemas import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -15,13 +17,12 @@ from server.api.schemas import (
     RouteResponse,
 )
 from server.api.serving import Ready, Serving
-from server.api.stream import EventStream
-from server.api.views import generate_response, route_response
-from server.errors import InvalidRequest
+from server.api.stream import EventSender, EventStream
+from server.api.views import done_event, generate_response, route_response, routing_model
 from server.model.chat import Message
 from server.model.sampling import Sampling
 from server.routing.base import Decision
-from server.service import GenerationQuery, Query
+from server.service import Answer, GenerationQuery, Query, Unheard
 
 router = APIRouter(tags=["generation"])
 
@@ -51,7 +52,9 @@ async def generate(
     query = _generation_query(body, serving)
     if body.stream:
         return EventStream(
-            lambda listener: serving.service.generate(query, listener), on_error=serving.metrics.on_error
+            lambda listener: serving.service.generate(query, listener),
+            RelayEvents,
+            on_error=serving.metrics.on_error,
         )
     answer = await until_disconnected(request.receive, serving.service.generate(query, Unheard()))
     return Response(generate_response(answer).model_dump_json(), media_type="application/json")
@@ -69,52 +72,47 @@ async def route(
     body: Annotated[PromptRequest, Depends(read_json(PromptRequest))],
 ) -> RouteResponse:
     """Says who would answer, and generates nothing."""
-    query = Query(messages=_messages(body), expert=body.expert, router=body.router or serving.default_router)
+    query = Query(prompt=_messages(body), expert=body.expert, router=body.router or serving.default_router)
     return route_response(await until_disconnected(request.receive, serving.service.route(query)))
 
 
-class Unheard:
-    """The listener of an answer that is given whole."""
+class RelayEvents:
+    """Our own events: `routing`, `token`..., then `done` or `error`."""
 
-    async def on_decision(self, request_id: str, decision: Decision) -> None: ...
+    def __init__(self, sender: EventSender) -> None:
+        self._sender = sender
 
-    async def on_text(self, text: str) -> None: ...
+    async def on_decision(self, request_id: str, decision: Decision) -> None:  # noqa: ARG002
+        await self._sender.start()
+        await self._sender.send(routing_model(decision).model_dump_json(), event="routing")
+
+    async def on_text(self, text: str) -> None:
+        await self._sender.send(json.dumps({"text": text}, ensure_ascii=False), event="token")
+
+    async def on_answer(self, answer: Answer) -> None:
+        await self._sender.send(done_event(answer).model_dump_json(), event="done")
+
+    async def on_error(self, error: ApiError) -> None:
+        await self._sender.send(json.dumps(error.body), event="error")
 
 
 def _generation_query(body: GenerateRequest, serving: Serving) -> GenerationQuery:
     return GenerationQuery(
-        messages=_messages(body),
+        prompt=_messages(body),
         expert=body.expert,
         router=body.router or serving.default_router,
-        sampling=Sampling(
-            max_new_tokens=_max_new_tokens(body, serving.max_new_tokens),
-            min_new_tokens=body.min_new_tokens,
-            temperature=body.temperature,
-            top_p=body.top_p,
-            top_k=body.top_k,
-            min_p=body.min_p,
-            repetition_penalty=body.repetition_penalty,
-            presence_penalty=body.presence_penalty,
-            seed=body.seed,
-            ignore_eos=body.ignore_eos,
-        ),
+        sampling=_sampling(body, serving),
         stops=tuple(body.stop),
         refuse_fallback=body.fallback == "refuse",
     )
 
 
-def _max_new_tokens(body: GenerateRequest, cap: int) -> int:
-    wanted = min(max(DEFAULT_MAX_NEW_TOKENS, body.min_new_tokens), cap)
-    if body.max_new_tokens is not None:
-        wanted = body.max_new_tokens
-    for name, value in (("max_new_tokens", wanted), ("min_new_tokens", body.min_new_tokens)):
-        if value > cap:
-            raise InvalidRequest(
-                f"{name} is {value}, this server generates at most {cap}: "
-                "ask for less, or start it with a larger --max-new-tokens",
-                param=name,
-            )
-    return wanted
+def _sampling(body: GenerateRequest, serving: Serving) -> Sampling:
+    default = min(max(DEFAULT_MAX_NEW_TOKENS, body.min_new_tokens), serving.max_new_tokens)
+    max_new_tokens = body.max_new_tokens or default
+    serving.check_new_tokens("max_new_tokens", max_new_tokens)
+    serving.check_new_tokens("min_new_tokens", body.min_new_tokens)
+    return body.sampling(max_new_tokens=max_new_tokens, min_new_tokens=body.min_new_tokens)
 
 
 def _messages(body: PromptRequest) -> tuple[Message, ...]:

@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.api.openai_schemas import CompletionRequest
 from server.api.schemas import (
     AliasRequest,
     ChainRequest,
@@ -17,7 +18,7 @@ from server.api.schemas import (
 )
 
 _REF = "#/components/schemas/{model}"
-_REQUEST_MODELS = (AliasRequest, ChainRequest, GenerateRequest, PromptRequest)
+_REQUEST_MODELS = (AliasRequest, ChainRequest, CompletionRequest, GenerateRequest, PromptRequest)
 _TEXT = {"type": "string"}
 _FILE = {"type": "string", "format": "binary"}
 _ERRORS = {

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from expert_store import Indicators, Kind, Training
+from server.model.sampling import Sampling
 from server.routing.base import Reason, RouterName
 from server.service import FinishReason
 
@@ -86,7 +87,36 @@ class PromptRequest(RequestModel):
         return self
 
 
-class GenerateRequest(PromptRequest):
+class SamplingFields(RequestModel):
+    """How tokens are chosen and delivered, as every route that generates takes it."""
+
+    temperature: float = Field(0.0, ge=0, le=2, description="0 always takes the most likely token.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Keep the most likely tokens up to this probability mass.")
+    top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="Keep so many of the most likely tokens; 0 keeps all.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest.")
+    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Above 1 makes tokens already seen less likely.")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Taken off tokens already generated.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same answer.")
+    stop: Stops = Field([], description="Text that ends the answer and is not part of it; up to 16 strings.")
+    ignore_eos: bool = Field(False, description="Go on after the model's end-of-text token (for measurements).")
+    stream: bool = Field(False, description="Answer with server-sent events.")
+
+    def sampling(self, *, max_new_tokens: int, min_new_tokens: int) -> Sampling:
+        return Sampling(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            seed=self.seed,
+            ignore_eos=self.ignore_eos,
+        )
+
+
+class GenerateRequest(PromptRequest, SamplingFields):
     """The body of `POST /generate`."""
 
     model_config = ConfigDict(
@@ -112,16 +142,6 @@ class GenerateRequest(PromptRequest):
         description="Most tokens to generate; default 128, capped by the server's setting.",
     )
     min_new_tokens: int = Field(0, ge=0, le=HARD_MAX_NEW_TOKENS, description="No end of text before so many tokens.")
-    temperature: float = Field(0.0, ge=0, le=2, description="0 always takes the most likely token.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Keep the most likely tokens up to this probability mass.")
-    top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="Keep so many of the most likely tokens; 0 keeps all.")
-    min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest.")
-    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Above 1 makes tokens already seen less likely.")
-    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Taken off tokens already generated.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same answer.")
-    stop: Stops = Field([], description="Text that ends the answer and is not part of it; up to 16 strings.")
-    ignore_eos: bool = Field(False, description="Go on after the model's end-of-text token (for measurements).")
-    stream: bool = Field(False, description="Answer with server-sent events.")
     fallback: Literal["base", "refuse"] = Field(
         "base", description="When no expert accepts: let the base model answer, or answer nothing."
     )

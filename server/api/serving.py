@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from server.errors import NotReady
+from server.errors import InvalidRequest, NotReady
 from server.metrics import Metrics
 from server.registry import Registry
 from server.routing.base import RouterName
@@ -22,8 +23,19 @@ class Serving:
     metrics: Metrics
     engine_alive: Callable[[], bool]
     default_router: RouterName
+    base_id: str
+    started_at: datetime
     max_new_tokens: int
     max_upload_bytes: int
+
+    def check_new_tokens(self, field: str, value: int) -> None:
+        """Raises InvalidRequest where a request's field asks for more new tokens than this server generates."""
+        if value > self.max_new_tokens:
+            raise InvalidRequest(
+                f"{field} is {value}, this server generates at most {self.max_new_tokens}: "
+                "ask for less, or start it with a larger --max-new-tokens",
+                param=field,
+            )
 
 
 def try_serving(request: Request) -> Serving | None:

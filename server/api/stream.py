@@ -1,10 +1,10 @@
-"""Server-sent events of one generation: routing, then tokens, then done, or an error. Knows no engine.
+"""Server-sent events of one generation, whatever their format. Knows no engine.
 
 Nothing is sent before the decision is there, so that whatever is refused until then gets an ordinary status.
 """
 
-import json
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import structlog
 from starlette.requests import ClientDisconnect
@@ -13,8 +13,6 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.body import until_disconnected
 from server.api.errors import ApiError, translate
-from server.api.views import done_event, routing_model
-from server.routing.base import Decision
 from server.service import Answer, Listener
 
 log = structlog.get_logger()
@@ -26,6 +24,14 @@ _HEADERS = [
 ]
 
 
+class Events(Listener, Protocol):
+    """One format of events: the service's listener, which starts the stream and also hears how it ended."""
+
+    async def on_answer(self, answer: Answer) -> None: ...
+
+    async def on_error(self, error: ApiError) -> None: ...
+
+
 class EventStream(Response):
     """Runs the generation while the response is sent, and cancels it when the client leaves.
 
@@ -35,28 +41,35 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, generate: Callable[[Listener], Awaitable[Answer]], *, on_error: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        generate: Callable[[Listener], Awaitable[Answer]],
+        events: "Callable[[EventSender], Events]",
+        *,
+        on_error: Callable[[str], None],
+    ) -> None:
         super().__init__()
         self._generate = generate
+        self._events = events
         self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        events = EventSender(send)
         try:
-            await until_disconnected(receive, self._run(events))
+            await until_disconnected(receive, self._run(EventSender(send)))
         except ClientDisconnect:
             log.debug("client_left_stream")
 
-    async def _run(self, events: "EventSender") -> None:
+    async def _run(self, sender: "EventSender") -> None:
+        events = self._events(sender)
         try:
             answer = await self._generate(events)
         except Exception as error:
-            if not events.started:
+            if not sender.started:
                 raise
-            await events.send("error", json.dumps(self._late(error).body))
+            await events.on_error(self._late(error))
         else:
-            await events.send("done", done_event(answer).model_dump_json())
-        await events.end()
+            await events.on_answer(answer)
+        await sender.end()
 
     def _late(self, error: Exception) -> ApiError:
         api_error = translate(error)
@@ -67,23 +80,20 @@ class EventStream(Response):
 
 
 class EventSender:
-    """The service's listener that turns what it hears into events."""
+    """Events as bytes, in a response that begins with `start` and is over with `end`."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
 
-    async def on_decision(self, request_id: str, decision: Decision) -> None:  # noqa: ARG002
+    async def start(self) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         self.started = True
-        await self.send("routing", routing_model(decision).model_dump_json())
 
-    async def on_text(self, text: str) -> None:
-        await self.send("token", json.dumps({"text": text}, ensure_ascii=False))
-
-    async def send(self, event: str, data: str) -> None:
-        """One event; `data` is JSON on one line."""
-        body = f"event: {event}\ndata: {data}\n\n".encode()
+    async def send(self, data: str, *, event: str | None = None) -> None:
+        """One event; `data` is one line."""
+        name = "" if event is None else f"event: {event}\n"
+        body = f"{name}data: {data}\n\n".encode()
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end(self) -> None:

@@ -31,6 +31,7 @@ from server.errors import EngineStopped, NonFiniteLogits, NotSelfSelecting, Prom
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, IndicatorTokens, Prompt
 from server.model.sampling import Sampling, sample
+from server.threads import take_processors
 
 log = structlog.get_logger()
 
@@ -39,7 +40,10 @@ Generating = tuple[SessionState, GenerateJob, int]  # a generation and the row o
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Sizes. `step_tokens` bounds one step's work; a slot is `slot_rank` rank-1 terms in every adapted layer."""
+    """Sizes. `step_tokens` bounds one step's work; a slot is `slot_rank` rank-1 terms in every adapted layer.
+
+    `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`).
+    """
 
     kv_memory_bytes: int
     step_tokens: int = 512
@@ -47,6 +51,7 @@ class EngineConfig:
     num_slots: int = 64
     slot_rank: int = 8
     max_sessions: int = 64
+    threads: int | None = None
 
 
 class Engine:
@@ -204,6 +209,8 @@ class Engine:
     # The engine thread.
 
     def _main(self) -> None:
+        if self._config.threads is not None:
+            take_processors(self._config.threads)
         try:
             with torch.inference_mode():
                 while not self._stopping:
@@ -302,7 +309,7 @@ class Engine:
 
     def _without_broken(self, generating: list[Generating], logits_WV: torch.Tensor) -> list[Generating]:
         """Fails the generations whose logits are not finite; returns the others."""
-        finite_W = logits_WV.isfinite().all(dim=-1).tolist()
+        finite_W = logits_WV.sum(dim=-1, dtype=torch.float32).isfinite().tolist()  # NaN and infinity survive a sum
         for state, job, row in generating:
             if not finite_W[row]:
                 ref = None if job.waking is None else job.waking.expert.ref

@@ -1,12 +1,12 @@
 """Messages to tokens: chat template, generation prompt, indicator tokens. Knows no tensors and no weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from expert_store import Indicators
-from server.errors import UnusableIndicators
+from server.errors import InvalidRequest, UnusableIndicators
 
 Message = dict[str, str]
 MAX_INDICATOR_TOKENS = 16
@@ -62,6 +62,22 @@ class ChatFormat:
         tokens = self.encode(self._text(messages, generation_prompt=True))
         body = self.encode(self._text(messages, generation_prompt=False))
         return Prompt(tokens=tokens, body_length=common_prefix_length(tokens, body))
+
+    def raw(self, prompt: str | Sequence[int], invocations: Iterable[Sequence[int]]) -> Prompt:
+        """Text or tokens as they are, with no template; text gets the tokenizer's own special tokens.
+
+        The body ends before the first of these invocations that wakes an expert up, or with the prompt, since what
+        experts share is the body. Raises InvalidRequest.
+        """
+        tokens = tuple(self._tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
+        vocabulary = range(len(self._tokenizer))
+        if not tokens:
+            raise InvalidRequest("the prompt has no tokens", param="prompt")
+        if any(token not in vocabulary for token in tokens):
+            raise InvalidRequest(f"the prompt has tokens outside 0 to {vocabulary[-1]}", param="prompt")
+        starts = [activation_start(tokens, invocation) for invocation in invocations]
+        body_length = min((start for start in starts if start is not None), default=len(tokens))
+        return Prompt(tokens=tokens, body_length=body_length)
 
     @property
     def generation_prompt(self) -> tuple[int, ...]:

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi import FastAPI
+from transformers import AutoTokenizer
 
 from server.app import build_app
 from server.engine import Engine
 from server.model.base import Base
 from server.model.chat import ChatFormat
 from server.settings import Settings
+from server.text import HALF_CHARACTER
 from tests.api.conftest import App
 from tests.support import asgi, tiny
 
@@ -137,3 +140,75 @@ async def test_the_step_metrics_come_from_the_engine(real: RealApp, alora: Path)
     assert await real.metric("lora_relay_kv_blocks") > 0
     assert await real.metric("lora_relay_step_experts_sum") > 0
     assert await real.metric('lora_relay_completion_tokens_total{expert="sql"}') == 12
+
+
+async def completion(real: RealApp, **fields: Any) -> Any:
+    body = {"max_tokens": 12, "temperature": 0, "ignore_eos": True, **fields}
+    reply = await real.ask("POST", "/v1/completions", body)
+    assert reply.status == 200, reply.body
+    return reply.json()
+
+
+async def test_raw_completions_are_what_transformers_and_peft_generate(
+    real: RealApp, base_folder: Path, lora: Path, chat: ChatFormat
+) -> None:
+    await real.register(lora, "plain", manifest="{}")
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    for model, adapter in ((base_folder.name, None), ("plain", lora)):
+        oracle = tiny.oracle(base_folder, adapter, torch.float32)
+        for prompt in PROMPTS:
+            tokens = tiny.oracle_tokens(oracle, chat.encode(prompt), 12)
+            answer = await completion(real, model=model, prompt=prompt)
+            expected = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            assert answer["choices"][0]["text"] == expected.rstrip(HALF_CHARACTER)
+
+
+async def test_a_rendered_prompt_is_answered_as_generate_answers_the_message(
+    real: RealApp, alora: Path, chat: ChatFormat
+) -> None:
+    await real.register(alora, "sql", threshold="0.001")
+    tokens = list(chat.render([{"role": "user", "content": "hello"}]).tokens)
+    named = await real.text("hello", expert="sql")
+    for model in ("sql", "relay/chain"):
+        assert (await completion(real, model=model, prompt=tokens))["choices"][0]["text"] == named
+    text = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert (await completion(real, model="sql", prompt=text))["choices"][0]["text"] == named
+
+
+async def test_an_activated_expert_refuses_a_raw_prompt_that_does_not_invoke_it(real: RealApp, alora: Path) -> None:
+    await real.register(alora, "sql")
+    for model in ("sql", "relay/chain"):
+        reply = await real.ask("POST", "/v1/completions", {"model": model, "prompt": "hello"})
+        error = reply.json()["error"]
+        assert (reply.status, error["code"], error["param"]) == (422, "invocation_missing", "model")
+
+
+async def test_experts_that_wake_up_early_in_a_raw_prompt_stay_within_what_it_reserved(
+    real: RealApp, base_folder: Path, chat: ChatFormat, tmp_path: Path
+) -> None:
+    whole = chat.generation_prompt
+    for kind, invocation in (("short", whole[:1]), ("whole", whole)):
+        adapter = tiny.write_adapter(tmp_path / kind, base_folder, kind="alora", invocation=invocation)
+        for name in ("one", "two"):
+            assert (await real.register(adapter, f"{kind}-{name}", threshold="0.9999999")).status == 201
+    text = chat.encode("the quick brown fox " * 20)
+    short, every = ["short-one", "short-two"], ["short-one", "whole-one", "short-two", "whole-two"]
+    for order, prompt in (
+        (short, whole[:1] + text),
+        (short, text + whole[:1] + text),
+        (every, text + whole + text),
+        (every, whole + text),
+        (every, whole),
+    ):
+        await real.ask("PUT", "/chain", {"order": order})
+        routed = await completion(real, model="relay/chain", prompt=list(prompt))
+        assert [c["expert"] for c in routed["routing"]["considered"]] == order
+        assert routed["routing"]["reason"] == "no_acceptance"
+        assert routed["choices"] == (await completion(real, model=base_folder.name, prompt=list(prompt)))["choices"]
+
+
+async def test_without_end_of_text_the_answer_has_every_token_asked_for(real: RealApp) -> None:
+    [base] = [c["id"] for c in (await real.ask("GET", "/v1/models")).json()["data"] if c["parent"] is None]
+    for seed in range(8):
+        answer = await completion(real, model=base, prompt="hello", temperature=2, seed=seed, max_tokens=80)
+        assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 80)

@@ -25,20 +25,22 @@ def test_raw_text_gets_the_tokenizers_own_special_tokens_and_raw_tokens_get_none
     )
     chat = ChatFormat(tokenizer)
     bare = chat.encode("the fox")
-    assert chat.raw("the fox").tokens == (0, *bare)
-    assert chat.raw(bare).tokens == bare
+    assert chat.raw("the fox", ()).tokens == (0, *bare)
+    assert chat.raw(bare, ()).tokens == bare
 
 
-def test_the_body_of_a_raw_prompt_ends_at_the_last_generation_prompt_or_at_its_end(
+def test_the_body_of_a_raw_prompt_ends_where_the_first_expert_wakes_up_or_at_its_end(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     chat = ChatFormat(tokenizer)
     rendered = chat.render([{"role": "user", "content": "hello"}])
-    assert chat.raw(rendered.tokens) == rendered
-    assert chat.raw(rendered.tokens + chat.encode("Well,")).body_length == rendered.body_length
-    assert chat.raw(rendered.tokens * 2).body_length == len(rendered.tokens) + rendered.body_length
-    for prompt in (chat.encode("hello"), chat.generation_prompt):
-        assert chat.raw(prompt).body_length == len(prompt)
+    invocation = chat.generation_prompt
+    assert chat.raw(rendered.tokens, [invocation]) == rendered
+    assert chat.raw(rendered.tokens + chat.encode("Well,"), [invocation]).body_length == rendered.body_length
+    assert chat.raw(rendered.tokens * 2, [invocation]).body_length == len(rendered.tokens) + rendered.body_length
+    assert chat.raw((5, 6, 7, 8), [(8,), (6, 7), (9,)]).body_length == 1
+    assert chat.raw((5, 6, 7, 8), [(5,)]).body_length == 0
+    assert chat.raw((5, 6, 7, 8), [(9,)]).body_length == 4
 
 
 @pytest.mark.parametrize("prompt", ["", (), (1, -1), (1, 400)])
@@ -46,4 +48,4 @@ def test_a_prompt_without_tokens_or_with_strange_ones_is_refused(
     tokenizer: PreTrainedTokenizerBase, prompt: str | tuple[int, ...]
 ) -> None:
     with pytest.raises(InvalidRequest):
-        ChatFormat(tokenizer).raw(prompt)
+        ChatFormat(tokenizer).raw(prompt, ())

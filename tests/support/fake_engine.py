@@ -29,6 +29,7 @@ class FakeEngine:
         self.base, self.chat, self.config, self.observer = base, chat, config, observer
         self.alive = False
         self.sessions: list[FakeSession] = []
+        self.samplings: list[Sampling] = []
         self.answer = " {name}: hello wörld 😀"
         self.effect = 1.5
         self.measured: list[ExpertVersion] = []
@@ -85,6 +86,7 @@ class FakeSession:
     def drop(self, experts: Sequence[ExpertVersion]) -> None: ...
 
     async def generate(self, expert: ExpertVersion | None, sampling: Sampling) -> AsyncIterator[Token]:
+        self._engine.samplings.append(sampling)
         text = self._engine.answer.format(name=expert.name if expert else "base")
         tokens = [*self._engine.chat.encode(text), next(iter(self._engine.base.stop_tokens))]
         for index, token in enumerate(tokens):

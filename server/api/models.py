@@ -1,0 +1,63 @@
+"""`GET /v1/models`, and what a `model` of OpenAI's API means here. Knows no engine.
+
+The base has its own name, every expert is a model on it, and `relay/chain` lets the chain choose. The slash keeps that
+name apart from those of experts.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import APIRouter
+
+from expert_store import Catalog
+from server.api.openai_schemas import ModelCard, ModelList
+from server.api.openapi import errors
+from server.api.serving import Ready, Serving
+from server.model.base import BUNDLED
+from server.routing.base import RouterName
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+BUNDLED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+CHAIN_ID = "relay/chain"
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Who is to answer, in the service's terms: an expert's reference, or a router's choice."""
+
+    expert: str | None
+    router: RouterName
+
+
+def answerer(model: str, *, base_id: str) -> Answerer:
+    """Whether an expert of that name exists is not decided here."""
+    if model == base_id:
+        return Answerer(expert=None, router="none")
+    if model == CHAIN_ID:
+        return Answerer(expert=None, router="chain")
+    return Answerer(expert=model, router="none")
+
+
+def base_id(source: str) -> str:
+    """What clients call the base: its hub id where it has one, else the folder's or file's name, never a path."""
+    if source == BUNDLED:
+        return BUNDLED_ID
+    path = Path(source).expanduser()
+    return path.resolve().name.removesuffix(".gguf") if path.exists() else source.partition("@")[0]
+
+
+@router.get("/models", responses=errors(503))
+async def list_models(serving: Ready) -> ModelList:
+    """The base, the chain, and every expert that answers to its bare name."""
+    return ModelList(data=_cards(serving, serving.registry.catalog))
+
+
+def _cards(serving: Serving, catalog: Catalog) -> list[ModelCard]:
+    base, started = serving.base_id, int(serving.started_at.timestamp())
+    live = [expert.live for _, expert in sorted(catalog.experts.items()) if expert.live is not None]
+    return [
+        ModelCard(id=base, created=started, parent=None),
+        ModelCard(id=CHAIN_ID, created=started, parent=base),
+        *(ModelCard(id=v.name, created=int(v.manifest.created_at.timestamp()), parent=base) for v in live),
+    ]

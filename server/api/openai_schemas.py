@@ -1,0 +1,146 @@
+"""What OpenAI's clients send and get, as far as it is served here. Knows no routes and no engine.
+
+What a client asks for and this server cannot do is refused by name; null means a field's default, as it does there.
+"""
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.api.schemas import (
+    HARD_MAX_NEW_TOKENS,
+    MAX_TOP_K,
+    Ref,
+    RequestModel,
+    ResponseModel,
+    RoutingModel,
+    SamplingFields,
+)
+from server.service import FinishReason
+
+DEFAULT_MAX_TOKENS = 16
+
+
+def _only(value: Any) -> AfterValidator:
+    """Takes a field at the one value that asks for nothing."""
+
+    def check(given: Any) -> Any:
+        if given is not None and given != value:
+            text = json.dumps(value)
+            raise PydanticCustomError(
+                "unsupported", "this server does not do that: send {text} or nothing", {"text": text}
+            )
+        return given
+
+    return AfterValidator(check)
+
+
+def _one_prompt(prompt: Any) -> Any:
+    """Text or tokens; either may stand alone in a list."""
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+        return prompt
+    if isinstance(prompt, list) and len(prompt) > 1 and all(isinstance(one, str | list) for one in prompt):
+        raise PydanticCustomError(
+            "several_prompts", "one prompt a request: send each as a request of its own, they share their batches"
+        )
+    raise PydanticCustomError(
+        "no_prompt", "give one prompt, as a string or as a list of token ids, and not an empty one"
+    )
+
+
+RawContent = Annotated[str | list[int], BeforeValidator(_one_prompt)]
+
+
+class StreamOptions(RequestModel):
+    include_usage: bool = Field(False, description="Let a last chunk without choices say how many tokens it was.")
+
+
+class CompletionRequest(SamplingFields):
+    """The body of `POST /v1/completions`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "dates", "prompt": "Once upon a time", "max_tokens": 32}]}
+    )
+
+    model: Ref = Field(description="An id of `GET /v1/models`, or an expert as name@version or name@alias.")
+    prompt: RawContent = Field(description="Raw text or token ids; the chat template is not applied.")
+    max_tokens: int | None = Field(
+        None, ge=1, le=HARD_MAX_NEW_TOKENS, description="Most tokens to generate; default 16."
+    )
+    min_tokens: int = Field(0, ge=0, le=HARD_MAX_NEW_TOKENS, description="No end of text before so many tokens.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 always takes the most likely token.")
+    top_k: Annotated[int, AfterValidator(lambda top_k: max(top_k, 0))] = Field(
+        0, ge=-1, le=MAX_TOP_K, description="Keep so many of the most likely tokens; 0 and -1 keep all."
+    )
+    stream_options: StreamOptions | None = Field(None, description="Only together with `stream`.")
+    user: str | None = Field(None, description="Accepted, and of no effect.")
+    n: Annotated[int | None, _only(1)] = Field(None, description="Only 1.")
+    best_of: Annotated[int | None, _only(1)] = Field(None, description="Only 1.")
+    echo: Annotated[bool | None, _only(False)] = Field(None, description="Only false.")
+    logprobs: Annotated[int | None, _only(None)] = Field(None, description="Only null.")
+    suffix: Annotated[str | None, _only("")] = Field(None, description="Only empty.")
+    frequency_penalty: Annotated[float | None, _only(0)] = Field(None, description="Only 0.")
+    logit_bias: Annotated[dict[str, float] | None, _only({})] = Field(None, description="Only empty.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, body: Any) -> Any:
+        return {k: v for k, v in body.items() if v is not None} if isinstance(body, dict) else body
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise PydanticCustomError(
+                "min_over_max",
+                f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}",
+                {"param": "min_tokens"},
+            )
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError(
+                "options_without_stream", "stream_options are for streams: add stream", {"param": "stream_options"}
+            )
+        return self
+
+
+class CompletionChoice(ResponseModel):
+    index: Literal[0] = 0
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: None = None
+
+
+class CompletionUsage(ResponseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Completion(ResponseModel):
+    """A whole answer, or one chunk of it."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage | None = Field(None, description="null in all chunks but the last.")
+    routing: RoutingModel | None = Field(None, description="Not in OpenAI's API: who answered, where a router chose.")
+
+
+class ModelCard(ResponseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["lora-relay"] = "lora-relay"
+    parent: str | None = Field(description="The base under an expert; null for the base itself.")
+
+
+class ModelList(ResponseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

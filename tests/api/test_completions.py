@@ -1,0 +1,240 @@
+"""`POST /v1/completions` and `GET /v1/models`: OpenAI's shapes, raw prompts, and what is not done here."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.api.models import base_id
+from server.errors import EngineStopped
+from server.model.chat import ChatFormat
+from server.model.sampling import Sampling
+from tests.api.conftest import App, Start
+from tests.support.asgi import Reply
+
+pytestmark = pytest.mark.anyio
+TEXT = "hello wörld 😀"
+
+
+async def complete(world: App, **fields: Any) -> Any:
+    body = {"model": "relay/chain", "prompt": "hi", "max_tokens": 100, **fields}
+    reply = await world.ask("POST", "/v1/completions", body)
+    assert reply.status == 200, reply.body
+    return reply.json()
+
+
+async def refusal(world: App, **fields: Any) -> tuple[int | None, str, str]:
+    reply = await world.ask("POST", "/v1/completions", {"model": "relay/chain", "prompt": "hi", **fields})
+    error = reply.json()["error"]
+    return reply.status, error["code"], error["param"]
+
+
+def chunks(reply: Reply) -> list[Any]:
+    """The events' JSON; the stream must have ended as OpenAI's do."""
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    *blocks, done, nothing = reply.body.decode().split("\n\n")
+    assert (done, nothing) == ("data: [DONE]", "")
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    return [json.loads(block.removeprefix("data: ")) for block in blocks]
+
+
+async def test_the_whole_answer_has_openais_shape(world: App) -> None:
+    [base] = [card["id"] for card in (await world.ask("GET", "/v1/models")).json()["data"] if card["parent"] is None]
+    answer = await complete(world, model=base)
+    assert answer["id"].startswith("cmpl-")
+    assert (answer["object"], answer["model"]) == ("text_completion", base)
+    choice = {"index": 0, "text": f" base: {TEXT}", "finish_reason": "stop", "logprobs": None}
+    assert answer["choices"] == [choice]
+    usage = answer["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert answer["routing"] is None
+    assert await world.metric('lora_relay_requests_total{endpoint="completions",outcome="stop"}') == 1
+
+
+async def test_the_prompt_goes_to_the_engine_as_it_is(world: App, chat: ChatFormat) -> None:
+    tokens = chat.encode("the fox")
+    for prompt in ("the fox", ["the fox"], list(tokens), [list(tokens)]):
+        answer = await complete(world, prompt=prompt)
+        assert world.engine.sessions[-1].prompt.tokens == tokens
+        assert answer["usage"]["prompt_tokens"] == len(tokens)
+
+
+async def test_a_model_is_the_base_an_expert_or_the_chain(world: App, alora: Path) -> None:
+    for _ in range(2):
+        await world.register(alora, "sql")
+    await world.ask("PUT", "/experts/sql/aliases/old", {"version": 1})
+    for model in ("sql", "sql@1", "sql@old"):
+        answer = await complete(world, model=model)
+        assert (answer["model"], answer["choices"][0]["text"], answer["routing"]) == (model, f"sql: {TEXT}", None)
+    routed = await complete(world, prompt="please do sql")
+    assert (routed["routing"]["expert"], routed["routing"]["reason"]) == ("sql", "accepted")
+    assert routed["choices"][0]["text"] == f"sql: {TEXT}"
+    stranger = await complete(world, prompt="something else")
+    assert (stranger["routing"]["expert"], stranger["routing"]["reason"]) == (None, "no_acceptance")
+
+
+async def test_every_listed_model_can_be_asked_and_has_its_parent(world: App, alora: Path, lora: Path) -> None:
+    await world.register(alora, "sql")
+    await world.register(lora, "plain", manifest="{}")
+    await world.register(lora, "hidden", manifest="{}", activate="false")
+    listing = (await world.ask("GET", "/v1/models")).json()
+    assert listing["object"] == "list"
+    base, *others = listing["data"]
+    assert set(base) == {"id", "object", "created", "owned_by", "parent"}
+    assert (base["object"], base["parent"]) == ("model", None)
+    assert [card["id"] for card in others] == ["relay/chain", "plain", "sql"]
+    assert {card["parent"] for card in others} == {base["id"]}
+    for card in listing["data"]:
+        await complete(world, model=card["id"])
+
+
+def test_the_base_is_called_by_its_name_and_never_by_a_path(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").touch()
+    assert base_id("bundled") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert base_id("Qwen/Qwen3-0.6B@main") == "Qwen/Qwen3-0.6B"
+    assert base_id(f"{tmp_path}/") == tmp_path.name
+    assert base_id(str(tmp_path / "tiny.gguf")) == "tiny"
+
+
+async def test_the_stream_says_what_the_whole_answer_says(world: App, alora: Path) -> None:
+    await world.register(alora, "sql")
+    body = {"model": "relay/chain", "prompt": "please do sql", "max_tokens": 100}
+    whole = await complete(world, **body)
+    *texts, last = chunks(await world.ask("POST", "/v1/completions", {**body, "stream": True}))
+    assert "".join(chunk["choices"][0]["text"] for chunk in texts) == whole["choices"][0]["text"]
+    assert {chunk["choices"][0]["finish_reason"] for chunk in texts} == {None}
+    assert last["choices"][0] == {"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}
+    assert last["routing"]["expert"] == "sql"
+    assert {(c["id"], c["object"], c["model"], c["usage"]) for c in [*texts, last]} == {
+        (last["id"], "text_completion", "relay/chain", None)
+    }
+
+
+async def test_the_usage_comes_last_and_only_when_wanted(world: App) -> None:
+    whole = await complete(world)
+    body = {"model": "relay/chain", "prompt": "hi", "max_tokens": 100, "stream": True}
+    wanted = {**body, "stream_options": {"include_usage": True}}
+    *_, last = chunks(await world.ask("POST", "/v1/completions", wanted))
+    assert (last["choices"], last["usage"]) == ([], whole["usage"])
+    without = chunks(await world.ask("POST", "/v1/completions", {**body, "stream_options": {"include_usage": False}}))
+    assert without[-1]["choices"]
+
+
+async def test_values_reach_the_engine_under_our_names(world: App) -> None:
+    await complete(world, max_tokens=9, min_tokens=3, top_k=-1, seed=7, ignore_eos=True, presence_penalty=0.5)
+    assert world.engine.samplings[-1] == Sampling(
+        max_new_tokens=9, min_new_tokens=3, temperature=1.0, seed=7, ignore_eos=True, presence_penalty=0.5
+    )
+    reply = await world.ask("POST", "/v1/completions", {"model": "relay/chain", "prompt": "hi"})
+    assert reply.status == 200
+    assert world.engine.samplings[-1] == Sampling(max_new_tokens=16, temperature=1.0)
+
+
+async def test_stop_strings_end_the_text(world: App) -> None:
+    answer = await complete(world, stop="hello")
+    assert answer["choices"][0] == {"index": 0, "text": " base: ", "finish_reason": "stop", "logprobs": None}
+
+
+async def test_what_asks_for_nothing_is_taken(world: App) -> None:
+    neutral = {
+        "n": 1,
+        "best_of": 1,
+        "echo": False,
+        "suffix": "",
+        "frequency_penalty": 0.0,
+        "logit_bias": {},
+        "user": "me",
+    }
+    nothing = dict.fromkeys([*neutral, "logprobs", "temperature", "max_tokens", "stop", "seed", "stream"])
+    for fields in (neutral, nothing):
+        await complete(world, **fields)
+    assert world.engine.samplings[-1] == Sampling(max_new_tokens=16, temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"best_of": 3}, "best_of"),
+        ({"echo": True}, "echo"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"suffix": "x"}, "suffix"),
+        ({"frequency_penalty": 0.1}, "frequency_penalty"),
+        ({"logit_bias": {"5": -100.0}}, "logit_bias"),
+        ({"best": 1}, "best"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [[1], [2]]}, "prompt"),
+        ({"prompt": [1, True]}, "prompt"),
+        ({"prompt": [1, 2.0]}, "prompt"),
+        ({"prompt": [1, -1]}, "prompt"),
+        ({"prompt": [1, 400]}, "prompt"),
+        ({"prompt": [10**40]}, "prompt"),
+        ({"prompt": [1] * 600}, "prompt"),
+        ({"model": None}, "model"),
+        ({"model": 5}, "model"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1025}, "max_tokens"),
+        ({"min_tokens": 1025}, "min_tokens"),
+        ({"max_tokens": 2, "min_tokens": 3}, "min_tokens"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"top_k": -2}, "top_k"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+    ],
+)
+async def test_what_is_not_done_here_is_refused_by_name(world: App, fields: dict[str, Any], param: str) -> None:
+    status, _, named = await refusal(world, **fields)
+    assert (status, named) == (422, param)
+    assert world.engine.num_open == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [
+        ("gpt-4", "unknown_expert"),
+        ("sql@9", "unknown_version"),
+        ("sql@x", "unknown_alias"),
+        ("relay/none", "unknown_expert"),
+    ],
+)
+async def test_a_model_nobody_has_is_404(world: App, alora: Path, model: str, code: str) -> None:
+    await world.register(alora, "sql")
+    for stream in (False, True):
+        assert await refusal(world, model=model, stream=stream) == (404, code, "model")
+
+
+async def test_what_goes_wrong_after_the_first_byte_is_an_event(world: App) -> None:
+    world.engine.failure, world.engine.fail_after = EngineStopped("the engine has stopped"), 3
+    reply = await world.ask("POST", "/v1/completions", {"model": "relay/chain", "prompt": "hi", "stream": True})
+    assert (reply.status, chunks(reply)[-1]["error"]["code"]) == (200, "engine_stopped")
+    assert await world.metric('lora_relay_requests_total{endpoint="completions",outcome="error"}') == 1
+
+
+async def test_a_client_that_leaves_ends_its_request(world: App) -> None:
+    for stream in (False, True):
+        world.engine.pause_at = 5
+        body = {"model": "relay/chain", "prompt": "hi", "stream": stream, "max_tokens": 100}
+        exchange = world.begin("POST", "/v1/completions", body)
+        while not world.engine.num_open:
+            await asyncio.sleep(0.002)
+        exchange.leave()
+        await exchange.finish()
+        assert world.engine.num_open == 0
+    assert await world.metric('lora_relay_requests_total{endpoint="completions",outcome="disconnected"}') == 2
+
+
+async def test_when_every_place_is_taken_the_next_gets_429(start: Start) -> None:
+    async with start(max_running=1, max_queue=0) as world:
+        world.engine.resume.clear()
+        held = world.begin("POST", "/v1/completions", {"model": "relay/chain", "prompt": "hi"})
+        while not world.engine.num_open:
+            await asyncio.sleep(0.002)
+        assert (await refusal(world))[:2] == (429, "too_busy")
+        world.engine.resume.set()
+        assert (await held.finish()).status == 200

@@ -1,0 +1,56 @@
+"""The engine's share of the processors, and what is left to every other thread."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from server.threads import VARIABLE, leave_processors_to_engine
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+
+
+def test_the_engine_takes_every_processor_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert leave_processors_to_engine(0) == len(os.sched_getaffinity(0))
+    monkeypatch.setenv(VARIABLE, "5")
+    assert leave_processors_to_engine(0) == 5
+    monkeypatch.setenv(VARIABLE, "5")
+    assert leave_processors_to_engine(3) == 3
+    assert os.environ[VARIABLE] == "1"
+
+
+@pytest.mark.parametrize("nonsense", ["many", "-2", "4,2"])
+def test_a_declaration_that_is_no_number_is_left_aside(nonsense: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, nonsense)
+    assert leave_processors_to_engine(0) == len(os.sched_getaffinity(0))
+
+
+def test_torch_starts_with_one_thread_and_only_the_asking_thread_gets_more() -> None:
+    program = """
+from server.threads import leave_processors_to_engine, take_processors
+leave_processors_to_engine(2)
+import threading, torch
+seen = []
+def engine():
+    take_processors(2)
+    seen.append(torch.get_num_threads())
+thread = threading.Thread(target=engine)
+thread.start()
+thread.join()
+other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+other.start()
+other.join()
+print(*seen, torch.get_num_threads())
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.split() == ["2", "1", "1"]
+
+
+def test_the_command_line_is_there_before_torch() -> None:
+    program = "import sys, server.cli; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.split() == ["False"]
