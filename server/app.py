@@ -26,7 +26,7 @@ from server.demo import seed_demo
 from server.engine import Engine, EngineConfig, EngineObserver
 from server.errors import ForeignStore, RelayError, SettingsError
 from server.metrics import Metrics
-from server.model.base import Base, load_base
+from server.model.base import Base, load_base, public_name
 from server.model.chat import ChatFormat
 from server.pins import Pins
 from server.registry import EffectEngine, Registry, discard_in_background
@@ -209,7 +209,7 @@ def _serving(settings: Settings, service: Service, registry: Registry, metrics: 
         metrics=metrics,
         engine_alive=lambda: engine.alive,
         default_router=settings.router,
-        base_id=models.base_id(settings.base),
+        base_id=public_name(settings.base),
         started_at=datetime.now(UTC),
         max_new_tokens=settings.max_new_tokens,
         max_upload_bytes=settings.max_upload_bytes,

@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import set_seed
 
 from expert_store import ADAPTER_FILES, MANIFEST_FILE, WEIGHTS_FILE, Indicators, ManifestDraft, Training
-from server.model.base import BUNDLED, Base
+from server.model.base import Base, public_name
 from server.model.chat import ChatFormat, IndicatorTokens, common_prefix_length
 from training.batches import Collator, StepDataset, plan_steps
 from training.calibrate import Calibration, calibrate
@@ -32,7 +32,6 @@ from training.loop import LoopOptions, run_plan
 from training.progress import RunObserver
 from training.suffix import SuffixRunner
 
-BUNDLED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CHECKPOINTS = "checkpoints"
 
 
@@ -266,7 +265,7 @@ def _round_to_bf16(model: PeftModel) -> None:
 
 def _save_adapter(model: PeftModel, chat: ChatFormat, base: Base, options: SeeOptions, out: Path) -> None:
     config = cast(LoraConfig, model.peft_config["default"])
-    config.base_model_name_or_path = base_name(base.source)
+    config.base_model_name_or_path = public_name(base.source)
     if options.kind == "alora":
         config.alora_invocation_tokens = list(chat.generation_prompt)
     for parameter in model.parameters():
@@ -277,13 +276,6 @@ def _save_adapter(model: PeftModel, chat: ChatFormat, base: Base, options: SeeOp
     for name in ADAPTER_FILES:
         os.replace(building / name, out / name)
     shutil.rmtree(building)
-
-
-def base_name(source: str) -> str:
-    """What adapter_config.json calls the base: a hub id where there is one, never a path of this machine."""
-    if source == BUNDLED:
-        return BUNDLED_NAME
-    return Path(source).name if Path(source).exists() else source
 
 
 def _exact_match(verdicts: Sequence[Verdict]) -> float:

@@ -5,7 +5,6 @@ name apart from those of experts.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastapi import APIRouter
 
@@ -13,12 +12,10 @@ from expert_store import Catalog
 from server.api.openai_schemas import ModelCard, ModelList
 from server.api.openapi import errors
 from server.api.serving import Ready, Serving
-from server.model.base import BUNDLED
 from server.routing.base import RouterName
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
-BUNDLED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CHAIN_ID = "relay/chain"
 
 
@@ -37,14 +34,6 @@ def answerer(model: str, *, base_id: str) -> Answerer:
     if model == CHAIN_ID:
         return Answerer(expert=None, router="chain")
     return Answerer(expert=model, router="none")
-
-
-def base_id(source: str) -> str:
-    """What clients call the base: its hub id where it has one, else the folder's or file's name, never a path."""
-    if source == BUNDLED:
-        return BUNDLED_ID
-    path = Path(source).expanduser()
-    return path.resolve().name.removesuffix(".gguf") if path.exists() else source.partition("@")[0]
 
 
 @router.get("/models", responses=errors(503))

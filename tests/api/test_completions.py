@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from server.api.models import base_id
 from server.errors import EngineStopped
+from server.model.base import public_name
 from server.model.chat import ChatFormat
 from server.model.sampling import Sampling
 from tests.api.conftest import App, Start
@@ -92,10 +92,10 @@ async def test_every_listed_model_can_be_asked_and_has_its_parent(world: App, al
 
 def test_the_base_is_called_by_its_name_and_never_by_a_path(tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").touch()
-    assert base_id("bundled") == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert base_id("Qwen/Qwen3-0.6B@main") == "Qwen/Qwen3-0.6B"
-    assert base_id(f"{tmp_path}/") == tmp_path.name
-    assert base_id(str(tmp_path / "tiny.gguf")) == "tiny"
+    assert public_name("bundled") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert public_name("Qwen/Qwen3-0.6B@main") == "Qwen/Qwen3-0.6B"
+    assert public_name(f"{tmp_path}/") == tmp_path.name
+    assert public_name(str(tmp_path / "tiny.gguf")) == "tiny"
 
 
 async def test_the_stream_says_what_the_whole_answer_says(world: App, alora: Path) -> None:
