@@ -39,7 +39,7 @@ class Recipe:
 RECIPES = {
     "dates": Recipe(own=4000, others=80, general=700),
     "contacts": Recipe(own=4400, others=80, general=700),
-    "sql": Recipe(own=3200),
+    "sql": Recipe(own=3600),
     "logs": Recipe(own=4400, others=80, general=700),
     "sentiment": Recipe(kind="lora", own=800, others=50, general=400, alpha=None),
 }

@@ -67,7 +67,7 @@ TABLES = tuple(parse_table(line) for line in words.TABLES)
 HELD_OUT_TABLES = tuple(parse_table(line) for line in words.HELD_OUT_TABLES)
 
 
-INVENTED_SHARE = 0.5
+INVENTED_SHARE = 0.6
 
 
 def invent_table(rng: Random) -> Table:
@@ -77,7 +77,8 @@ def invent_table(rng: Random) -> Table:
         *rng.sample(sql_words.NUMBER_COLUMNS, rng.choice((1, 1, 2))),
         *rng.sample(sql_words.CATEGORY_COLUMNS, rng.choice((0, 1, 1, 1, 2))),
     ]
-    noun = rng.choice(sql_words.NOUNS)
+    noun, *counted = rng.sample(sql_words.NOUNS, rng.choice((1, 2, 2)))
+    lines += [f"{other}#@>with more {other} than@<with fewer {other} than" for other in counted]
     columns = {column.name: column for column in map(_parse_column, lines) if column.name != noun}
     shuffled = rng.sample(list(columns.values()), len(columns))
     first = [_parse_column("id#")] if rng.random() < 0.7 else []

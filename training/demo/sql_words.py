@@ -99,6 +99,13 @@ NUMBER_COLUMNS = (
     "students_enrolled#",
     "goals_scored#",
     "staff#",
+    "founded#@>founded after@<founded before",
+    "closed#@>closed after@<closed before",
+    "renovated#@>renovated after@<renovated before",
+    "planted#@>planted after",
+    "edition#",
+    "age_limit#",
+    "beds_free#",
 )
 
 CATEGORY_COLUMNS = (
