@@ -184,6 +184,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         slot_rank=SLOT_RANK,
         max_sessions=settings.max_running,
         threads=settings.threads or None,
+        prefix_cache=not settings.no_prefix_cache,
     )
 
 

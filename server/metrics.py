@@ -111,6 +111,9 @@ class Metrics:
         self.step_tokens = self._histogram("step_tokens", "Tokens computed in one step.", _TOKENS)
         self.step_sequences = self._histogram("step_sequences", "Sequences in one step (batch size).", _COUNTS)
         self.step_experts = self._histogram("step_experts", "Distinct experts in one step.", (0, *_COUNTS))
+        self.prefix_tokens_reused = self._counter(
+            "prefix_tokens_reused", "Prompt tokens found in the prefix cache instead of computed."
+        )
         self.kv_blocks_used = self._gauge("kv_blocks_used", "KV blocks in use now.")
         self.kv_blocks_total = self._gauge("kv_blocks", "KV blocks there are.")
 
@@ -164,6 +167,7 @@ class Metrics:
         self.step_tokens.observe(stats.tokens)
         self.step_sequences.observe(stats.sequences)
         self.step_experts.observe(stats.experts)
+        self.prefix_tokens_reused.inc(stats.reused)
 
     def on_occupancy(self, occupancy: Occupancy) -> None:
         self.kv_blocks_used.set(occupancy.kv_blocks_used)

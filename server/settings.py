@@ -72,6 +72,9 @@ class Settings(BaseSettings):
         ge=1024**2,
         description="Bytes for keys and values of all running requests, such as 1GiB.",
     )
+    no_prefix_cache: bool = Field(
+        False, description="Compute every prompt from its beginning, also where an earlier request began alike."
+    )
     step_tokens: int = Field(512, ge=16, le=65536, description="Most tokens the engine computes in one step.")
     expert_slots: int = Field(
         64, ge=1, le=4096, description="Expert slots on the device; an expert of rank r takes ceil(r / 8)."

@@ -23,6 +23,8 @@ from expert_store import ExpertVersion, StoreError
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Waking
 from server.engine.kv_cache import BlockPool
+from server.engine.outbox import Outbox
+from server.engine.prefix import PrefixCache
 from server.engine.runner import Runner
 from server.engine.scheduler import StepPlan, plan_step
 from server.engine.session_state import SessionState
@@ -51,6 +53,7 @@ class EngineConfig:
     num_slots: int = 64
     slot_rank: int = 8
     max_sessions: int = 64
+    prefix_cache: bool = True
     threads: int | None = None
 
 
@@ -72,6 +75,7 @@ class Engine:
             slot_rank=config.slot_rank,
         )
         self.blocks = BlockPool(num_blocks=self._runner.kv.num_blocks, block_tokens=config.block_tokens)
+        self._prefix = PrefixCache(self.blocks, enabled=config.prefix_cache)
         self.pool = ExpertPool(
             self._runner.arenas,
             num_slots=config.num_slots,
@@ -80,6 +84,7 @@ class Engine:
             on_event=observer.on_pool_event,
         )
         self._inbox: deque[Callable[[], None]] = deque()
+        self._outbox = Outbox()
         self._awake = threading.Condition()
         self._stopping = False
         self._failure: BaseException | None = None
@@ -119,6 +124,7 @@ class Engine:
             prompt=prompt,
             num_blocks=self._blocks_needed(prompt, max_new_tokens, branches or Branches()),
             loop=asyncio.get_running_loop(),
+            outbox=self._outbox,
         )
         if state.num_blocks > self.blocks.num_blocks:
             raise RequestTooLarge.blocks(
@@ -233,8 +239,10 @@ class Engine:
             budget=self._config.step_tokens,
         )
         self._report_occupancy()
+        self._outbox.send()
         if plan.segments:
             self._step(plan)
+            self._outbox.send()
             return
         with self._awake:
             if not self._inbox and not self._stopping:
@@ -267,7 +275,7 @@ class Engine:
             return access
 
     def _resources(self, access: Access = Access.NONE) -> Resources:
-        return Resources(self._runner, self.blocks, self.pool, access)
+        return Resources(self._runner, self.blocks, self._prefix, self.pool, access)
 
     def _step(self, plan: StepPlan) -> None:
         started = time.perf_counter()
@@ -276,6 +284,7 @@ class Engine:
         logits = self._runner.run(plan)
         for segment in plan.segments:
             segment.sequence.computed = segment.end
+            self._prefix.remember(segment.sequence)
         self._count(plan)
         wanting = [segment.sequence for segment in plan.segments if segment.wants_logits]
         self._deal_out({id(sequence): row for row, sequence in enumerate(wanting)}, logits)
@@ -322,6 +331,7 @@ class Engine:
             tokens=plan.num_tokens,
             sequences=len({id(segment.sequence) for segment in plan.segments}),
             experts=len({segment.slots for segment in plan.segments if segment.slots is not None}),
+            reused=self._prefix.collect_reused(),
         )
 
     def _report_occupancy(self) -> None:
@@ -346,6 +356,7 @@ class Engine:
             state.release(self.blocks, self.pool)
         self._waiting.clear()
         self._active.clear()
+        self._outbox.send()
 
     def _blocks_needed(self, prompt: Prompt, max_new_tokens: int, branches: Branches) -> int:
         """The most blocks a request can hold: the prompt, its probes, and the answer of whichever sequence wins."""

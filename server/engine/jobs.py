@@ -15,6 +15,7 @@ from torch import Tensor
 from expert_store import ExpertVersion
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool
+from server.engine.prefix import PrefixCache
 from server.engine.runner import Runner
 from server.engine.session_state import Lane, SessionState
 from server.engine.types import FinishReason, IndicatorLogits, Token
@@ -30,6 +31,7 @@ class Resources:
 
     runner: Runner
     blocks: BlockPool
+    prefix: PrefixCache
     pool: ExpertPool
     access: Access
 
@@ -58,18 +60,18 @@ def open_expert_lane(
     """Opens the lane of a pinned expert over prompt and tail, on the base lane's computed prompt where it can."""
     tokens = [*state.prompt.tokens, *tail]
     if waking.start == 0 or state.base is None:
-        return state.open_lane(waking.expert, slots, waking.start, tokens)
+        return state.open_lane(waking.expert, slots, waking.start, tokens, resources.prefix)
     lane, copied = state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks)
     if copied is not None:
         resources.runner.kv.copy_block(*copied)
     return lane
 
 
-def base_is_computed(state: SessionState) -> bool:
+def base_is_computed(state: SessionState, prefix: PrefixCache) -> bool:
     """Opens the base lane over the prompt's body if there is none; True once all of it is computed."""
     if state.base is None:
-        state.open_base(state.prompt.tokens[: state.prompt.body_length], wants_logits=False)
-        return False
+        state.open_base(state.prompt.tokens[: state.prompt.body_length], prefix, wants_logits=False)
+    assert state.base is not None, "the base lane was opened above. This is a bug."
     return state.base.sequence.num_pending == 0
 
 
@@ -87,7 +89,7 @@ class ProbeJob:
         if self._lanes:
             return resources.access
         experts = [waking.expert for waking, _ in self.probes]
-        if any(waking.start for waking, _ in self.probes) and not base_is_computed(state):
+        if any(waking.start for waking, _ in self.probes) and not base_is_computed(state, resources.prefix):
             resources.pool.prefetch(experts)
             return resources.access
         pinned = state.try_pin(experts, resources.pool, resources.access)
@@ -125,12 +127,13 @@ class LogitsJob:
         if self._lane is not None:
             return resources.access
         if self.waking is None:
-            self._lane = state.open_base(state.prompt.tokens, wants_logits=True)
+            self._lane = state.open_base(state.prompt.tokens, resources.prefix, wants_logits=True)
             return resources.access
         pinned = state.try_pin([self.waking.expert], resources.pool, resources.access)
         if isinstance(pinned, Access):
             return pinned
-        self._lane = state.open_lane(self.waking.expert, pinned[0], self.waking.start, list(state.prompt.tokens))
+        tokens = list(state.prompt.tokens)
+        self._lane = state.open_lane(self.waking.expert, pinned[0], self.waking.start, tokens, resources.prefix)
         return resources.access
 
     def take(self, state: SessionState, rows: Mapping[int, int], logits_WV: Tensor, resources: Resources) -> None:
@@ -169,7 +172,11 @@ class GenerateJob:
         """Opens or takes over a lane and drops all others; returns what those behind may do."""
         if self.lane is not None:
             return resources.access
-        lane = self._base_lane(state) if self.waking is None else self._expert_lane(state, self.waking, resources)
+        lane = (
+            self._base_lane(state, resources)
+            if self.waking is None
+            else self._expert_lane(state, self.waking, resources)
+        )
         if isinstance(lane, Access):
             return lane
         self.lane = lane
@@ -212,8 +219,8 @@ class GenerateJob:
             return "stop"
         return "length" if len(self._new) >= self.sampling.max_new_tokens else None
 
-    def _base_lane(self, state: SessionState) -> Lane:
-        return state.open_base(state.prompt.tokens, wants_logits=True)
+    def _base_lane(self, state: SessionState, resources: Resources) -> Lane:
+        return state.open_base(state.prompt.tokens, resources.prefix, wants_logits=True)
 
     def _expert_lane(self, state: SessionState, waking: Waking, resources: Resources) -> Lane | Access:
         pinned = state.try_pin([waking.expert], resources.pool, resources.access)

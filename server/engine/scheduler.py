@@ -25,6 +25,8 @@ class Sequence:
     activation_start: int | None = None
     computed: int = 0
     wants_logits: bool = True
+    digest: str = ""  # of the expert
+    keys: list[bytes] = field(default_factory=list)  # of its first blocks, see `prefix`
 
     @property
     def num_pending(self) -> int:

@@ -16,6 +16,8 @@ from typing import Any
 from expert_store import ExpertVersion
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool, BlockTable, Reservation
+from server.engine.outbox import Outbox
+from server.engine.prefix import PrefixCache
 from server.engine.scheduler import Sequence
 from server.model.chat import Prompt
 from server.model.lora import Slots
@@ -36,6 +38,7 @@ class SessionState:
     prompt: Prompt
     num_blocks: int
     loop: asyncio.AbstractEventLoop
+    outbox: Outbox
     jobs: deque[Any] = field(default_factory=deque)
     base: Lane | None = None
     asked: dict[str, Lane] = field(default_factory=dict)  # by the expert's digest
@@ -58,10 +61,12 @@ class SessionState:
         self.queue_seconds = time.perf_counter() - self._opened
         self.resolve(self.admitted, None)
 
-    def open_base(self, tokens: tuple[int, ...], *, wants_logits: bool) -> Lane:
+    def open_base(self, tokens: tuple[int, ...], prefix: PrefixCache, *, wants_logits: bool) -> Lane:
         """The base lane, made or extended so that it will compute `tokens`."""
         if self.base is None:
-            self.base = Lane(Sequence(list(tokens), BlockTable(self._claim())), expert=None)
+            fresh = Sequence(list(tokens), BlockTable(self._claim()), wants_logits=wants_logits)
+            prefix.adopt(fresh)
+            self.base = Lane(fresh, expert=None)
         sequence = self.base.sequence
         assert list(tokens[: len(sequence.tokens)]) == sequence.tokens, "a base lane can only grow. This is a bug."
         sequence.tokens = list(tokens)
@@ -70,9 +75,14 @@ class SessionState:
             sequence.computed -= 1  # its logits were not kept, so its last token runs once more
         return self.base
 
-    def open_lane(self, expert: ExpertVersion, slots: Slots, start: int, tokens: list[int]) -> Lane:
+    def open_lane(
+        self, expert: ExpertVersion, slots: Slots, start: int, tokens: list[int], prefix: PrefixCache
+    ) -> Lane:
         """A fresh lane for a pinned expert that wakes up at token `start`."""
-        sequence = Sequence(tokens, BlockTable(self._claim()), slots=slots, activation_start=start)
+        sequence = Sequence(
+            tokens, BlockTable(self._claim()), slots=slots, activation_start=start, digest=expert.digest
+        )
+        prefix.adopt(sequence)
         self.asked[expert.digest] = Lane(sequence, expert)
         return self.asked[expert.digest]
 
@@ -86,7 +96,15 @@ class SessionState:
         assert self.base is not None, "there is no base lane to fork. This is a bug."
         shared = min(start, self.base.sequence.computed, len(tokens) - 1)
         table, copied = blocks.fork(self.base.sequence.table, shared)
-        sequence = Sequence(tokens, table, slots=slots, activation_start=start, computed=shared)
+        sequence = Sequence(
+            tokens,
+            table,
+            slots=slots,
+            activation_start=start,
+            computed=shared,
+            digest=expert.digest,
+            keys=self.base.sequence.keys[: shared // blocks.block_tokens],
+        )
         self.asked[expert.digest] = Lane(sequence, expert)
         return self.asked[expert.digest], copied
 
@@ -134,9 +152,8 @@ class SessionState:
         self.call(lambda: None if future.done() else future.set_exception(error))
 
     def call(self, callback: Callable[[], object]) -> None:
-        """Runs the callback on the session's event loop; a loop that has been closed has nobody left to tell."""
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(callback)
+        """Has the session's event loop run the callback soon."""
+        self.outbox.put(self.loop, callback)
 
     def _unpin(self, pool: ExpertPool) -> None:
         for expert in self.pinned:

@@ -32,12 +32,13 @@ class Branches:
 
 @dataclass(frozen=True)
 class StepStats:
-    """One step of the engine."""
+    """One step of the engine. `reused` counts tokens that were not computed because the prefix cache had them."""
 
     seconds: float
     tokens: int
     sequences: int
     experts: int
+    reused: int = 0
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ ADAPTERS: dict[str, dict[str, object]] = {
 
 
 def small_config(**changes: int) -> EngineConfig:
-    values = {"kv_memory_bytes": 1 << 24, "step_tokens": 64, "num_slots": 32, **changes}
+    """Without the prefix cache, so that every test computes its own prompts; `test_prefix` has it."""
+    values = {"kv_memory_bytes": 1 << 24, "step_tokens": 64, "num_slots": 32, "prefix_cache": False, **changes}
     return EngineConfig(**values)
 
 
