@@ -155,7 +155,7 @@ def _server(url: str | None) -> Iterator[str]:
         yield url
         return
     with tempfile.TemporaryDirectory() as folder, own_server(Path(folder)) as own:
-        yield own
+        yield own.url
 
 
 def main() -> None:

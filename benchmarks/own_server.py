@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -13,9 +14,22 @@ import httpx
 _START_SECONDS = 300
 
 
+@dataclass(frozen=True)
+class OwnServer:
+    """Where it answers, and its process."""
+
+    url: str
+    pid: int
+
+    def peak_resident_bytes(self) -> int:
+        """The most memory the process has had resident at any moment. Linux only."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
 @contextmanager
-def own_server(folder: Path, *flags: str) -> Iterator[str]:
-    """The URL of a server with a fresh store under `folder`, ready to answer; it ends with the block."""
+def own_server(folder: Path, *flags: str) -> Iterator[OwnServer]:
+    """A server, ready to answer, whose store is `folder`/store; it ends with the block."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -24,7 +38,7 @@ def own_server(folder: Path, *flags: str) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         try:
             _wait(url, process, folder / "server.log")
-            yield url
+            yield OwnServer(url, process.pid)
         finally:
             process.terminate()
 

@@ -41,8 +41,8 @@ from expert_store.manifest import (
     parse_draft,
 )
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, parse_config, read_config
-from expert_store.store import ExpertStore, Staged
-from expert_store.weights import WEIGHTS_FILE
+from expert_store.store import ExpertStore, Staged, file_record
+from expert_store.weights import WEIGHTS_FILE, read_header
 
 __all__ = [
     "ADAPTER_FILES",
@@ -81,10 +81,12 @@ __all__ = [
     "check_name",
     "complete_manifest",
     "copy_adapter",
+    "file_record",
     "inspect_adapter",
     "parse_config",
     "parse_draft",
     "read_config",
+    "read_header",
     "read_scaling",
     "verify_store",
 ]

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from expert_store.errors import UnknownAlias, UnknownExpert, UnknownVersion
 from expert_store.manifest import Kind, Manifest
+from expert_store.weights import WEIGHTS_FILE
 
 LIVE = "live"
 _DIGITS = re.compile(r"[0-9]+")
@@ -45,6 +46,11 @@ class ExpertVersion:
     @property
     def invocation_tokens(self) -> tuple[int, ...] | None:
         return self.manifest.invocation_tokens
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of its weights file."""
+        return self.manifest.files[WEIGHTS_FILE].size_bytes
 
     @property
     def self_selecting(self) -> bool:

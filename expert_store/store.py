@@ -197,7 +197,7 @@ class ExpertStore:
             if not is_plain_file(folder / file_name):
                 raise InvalidAdapter(file_name, f"{file_name} is a link or a folder: stage the file itself")
             self._disk.sync_file(folder / file_name)
-        return {name: _file_record(folder / name) for name in ADAPTER_FILES}
+        return {name: file_record(folder / name) for name in ADAPTER_FILES}
 
     def _place_and_commit(
         self, staging: Path, manifest: Manifest, record: CatalogRecord, *, activate: bool
@@ -305,7 +305,8 @@ def _versions(catalog: Catalog) -> Iterator[ExpertVersion]:
     return (version for expert in catalog.experts.values() for version in expert.versions.values())
 
 
-def _file_record(path: Path) -> FileRecord:
+def file_record(path: Path) -> FileRecord:
+    """What a manifest says of a file."""
     return FileRecord(sha256=file_sha256(path), size_bytes=path.stat().st_size)
 
 

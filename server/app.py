@@ -123,6 +123,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         pins=pins,
         metrics=metrics,
         max_rank=settings.max_rank,
+        expert_memory_bytes=settings.expert_memory,
     )
     service = Service(
         engine=engine,
@@ -181,6 +182,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         kv_memory_bytes=settings.kv_memory,
         step_tokens=settings.step_tokens,
         num_slots=settings.expert_slots,
+        expert_memory_bytes=settings.expert_memory,
         slot_rank=SLOT_RANK,
         max_sessions=settings.max_running,
         threads=settings.threads or None,

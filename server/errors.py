@@ -4,6 +4,7 @@ RelayError
 ├── InvalidRequest              the request contradicts itself or the server's limits
 │   ├── PromptTooLong           prompt plus answer exceed the model's context
 │   ├── RequestTooLarge         the KV cache could never hold the request
+│   ├── ExpertTooLarge          the host cache could never hold the expert
 │   ├── InvocationMissing       an activated expert's invocation tokens do not occur in the prompt
     │   └── NonFiniteLogits         the expert's numbers overflow on this prompt
 ├── NotSelfSelecting            an expert without indicators was put into the chain
@@ -66,6 +67,17 @@ class RequestTooLarge(InvalidRequest):
             f"the experts asked together need {needed} slots, the server has {total}: "
             "start it with more --expert-slots or a smaller --chain-window",
             param="expert",
+        )
+
+
+class ExpertTooLarge(InvalidRequest):
+    """One expert's weights are larger than the whole host cache."""
+
+    def __init__(self, ref: str, *, weight_bytes: int, budget_bytes: int, param: str) -> None:
+        super().__init__(
+            f"the weights of expert {ref} have {weight_bytes} bytes, the host cache holds {budget_bytes}: "
+            "start the server with more --expert-memory, or train the expert with a lower rank",
+            param=param,
         )
 
 

@@ -120,9 +120,15 @@ class Metrics:
     def _declare_pool(self) -> None:
         self.slots_used = self._gauge("expert_slots_used", "Expert slots in use now.")
         self.slots_total = self._gauge("expert_slots", "Expert slots there are.")
-        self.loads = self._counter("expert_loads", "Loads of an expert into slots.", "expert")
+        self.host_bytes_used = self._gauge("expert_memory_used_bytes", "Bytes of the host cache in use now.")
+        self.host_bytes_total = self._gauge("expert_memory_bytes", "Bytes the host cache may use.")
+        self.loads = self._counter(
+            "expert_loads", "Loads of an expert into slots, by where its bytes came from.", "expert", "source"
+        )
         self.evictions = self._counter("expert_evictions", "Evictions of an expert from its slots.", "expert")
-        self.load_seconds = self._histogram("expert_load_seconds", "Time to load an expert.", _STEP_SECONDS)
+        self.load_seconds = self._histogram(
+            "expert_load_seconds", "Time to load an expert, by where its bytes came from.", _STEP_SECONDS, "source"
+        )
 
     def _declare_catalog(self) -> None:
         self.registrations = self._counter("registrations", "Registrations by outcome.", "outcome")
@@ -174,12 +180,14 @@ class Metrics:
         self.kv_blocks_total.set(occupancy.kv_blocks_total)
         self.slots_used.set(occupancy.slots_used)
         self.slots_total.set(occupancy.slots_total)
+        self.host_bytes_used.set(occupancy.host_bytes_used)
+        self.host_bytes_total.set(occupancy.host_bytes_total)
 
     def on_pool_event(self, event: PoolEvent) -> None:
         name = self._label(event.ref.partition("@")[0])
-        if event.kind == "load":
-            self.loads.labels(name).inc()
-            self.load_seconds.observe(event.seconds)
+        if event.source is not None:
+            self.loads.labels(name, event.source).inc()
+            self.load_seconds.labels(event.source).observe(event.seconds)
         else:
             self.evictions.labels(name).inc()
 

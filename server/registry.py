@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from expert_store import (
+    WEIGHTS_FILE,
     AdapterInfo,
     BaseSpec,
     Catalog,
@@ -28,9 +29,10 @@ from expert_store import (
     UnknownExpert,
     check_name,
     complete_manifest,
+    file_record,
     inspect_adapter,
 )
-from server.errors import RegistrationsBusy, RelayError
+from server.errors import ExpertTooLarge, RegistrationsBusy, RelayError
 from server.metrics import Metrics, RegistrationOutcome
 from server.model.chat import ChatFormat, Prompt, activation_start
 from server.pins import Pins
@@ -80,6 +82,7 @@ class Registry:
         pins: Pins,
         metrics: Metrics,
         max_rank: int,
+        expert_memory_bytes: int,
     ) -> None:
         self._store = store
         self._spec = spec
@@ -88,6 +91,7 @@ class Registry:
         self._pins = pins
         self._metrics = metrics
         self._max_rank = max_rank
+        self._expert_memory_bytes = expert_memory_bytes
         self._num_running = 0
 
     @property
@@ -117,7 +121,7 @@ class Registry:
     ) -> Registration:
         """Checks the staged adapter and publishes it; nothing has changed if this raises.
 
-        Raises InvalidName, InvalidManifest, InvalidAdapter, UnusableIndicators.
+        Raises InvalidName, InvalidManifest, InvalidAdapter, UnusableIndicators, ExpertTooLarge.
         """
         wanted = draft.name if name is None else name
         if wanted is None:
@@ -125,9 +129,11 @@ class Registry:
         check_name(wanted)
         info = await _in_thread(lambda: inspect_adapter(staged.folder, self._spec, max_rank=self._max_rank))
         checks = [Check(check, True, _INSPECTED[check]) for check in info.checks if check in _INSPECTED]
+        candidate = await _in_thread(lambda: _candidate(staged, draft, info, wanted))
+        checks.append(self._check_size(candidate))
         checks.append(self._check_base(draft))
         checks.extend(self._check_selection(draft, info))
-        checks.append(await self._check_effect(_candidate(staged, draft, info, wanted)))
+        checks.append(await self._check_effect(candidate))
         version = await _in_thread(lambda: self._store.publish(staged, draft, info, name=wanted, activate=activate))
         log.info("registered", expert=version.ref, kind=version.kind, rank=version.rank, digest=version.digest)
         return Registration(version, tuple(checks), self._store.catalog.generation)
@@ -195,6 +201,12 @@ class Registry:
             )
         return [told_apart, Check("invocation", True, "the generation prompt wakes the expert up")]
 
+    def _check_size(self, candidate: ExpertVersion) -> Check:
+        given, most = candidate.weight_bytes, self._expert_memory_bytes
+        if given > most:
+            raise ExpertTooLarge(candidate.name, weight_bytes=given, budget_bytes=most, param=WEIGHTS_FILE)
+        return Check("size", True, f"its {given} bytes of weights fit the host cache, which holds {most}")
+
     async def _check_effect(self, candidate: ExpertVersion) -> Check:
         effect = await self._engine.measure_effect(candidate, self._sample_prompt(candidate))
         if not math.isfinite(effect):
@@ -254,7 +266,8 @@ def _discard(store: ExpertStore, version: ExpertVersion) -> None:
 
 def _candidate(staged: Staged, draft: ManifestDraft, info: AdapterInfo, name: str) -> ExpertVersion:
     """The staged adapter as the engine wants it; its digest is nobody else's, so nothing is confused with it."""
-    manifest = complete_manifest(draft, info, name=name, version=1, files={})
+    files = {WEIGHTS_FILE: file_record(staged.folder / WEIGHTS_FILE)}
+    manifest = complete_manifest(draft, info, name=name, version=1, files=files)
     return ExpertVersion(manifest, f"candidate:{uuid.uuid4().hex}", staged.folder)
 
 

@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     expert_slots: int = Field(
         64, ge=1, le=4096, description="Expert slots on the device; an expert of rank r takes ceil(r / 8)."
     )
+    expert_memory: ByteSize = Field(
+        ByteSize(1024**3),
+        ge=1024**2,
+        description="Bytes for weights of experts kept in host memory beside the slots, such as 1GiB.",
+    )
     max_rank: int = Field(64, ge=1, le=512, description="Highest LoRA rank a registration may have.")
     max_running: int = Field(64, ge=1, le=4096, description="Most requests computed at a time.")
     max_queue: int = Field(

@@ -58,6 +58,7 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     relay_errors.InvalidRequest: ErrorKind(422, _INVALID, "invalid_request"),
     relay_errors.PromptTooLong: ErrorKind(422, _INVALID, "context_length_exceeded"),
     relay_errors.RequestTooLarge: ErrorKind(422, _INVALID, "request_too_large"),
+    relay_errors.ExpertTooLarge: ErrorKind(422, _INVALID, "expert_too_large"),
     relay_errors.InvocationMissing: ErrorKind(422, _INVALID, "invocation_missing"),
     relay_errors.NonFiniteLogits: ErrorKind(422, _INVALID, "non_finite_logits"),
     relay_errors.NotSelfSelecting: ErrorKind(422, _INVALID, "not_self_selecting"),

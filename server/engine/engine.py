@@ -17,10 +17,10 @@ from typing import Any
 
 import structlog
 import torch
-from safetensors import SafetensorError
 
 from expert_store import ExpertVersion, StoreError
 from server.engine.expert_pool import Access, ExpertPool
+from server.engine.host_cache import HostCache
 from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Waking
 from server.engine.kv_cache import BlockPool
 from server.engine.outbox import Outbox
@@ -48,6 +48,7 @@ class EngineConfig:
     """
 
     kv_memory_bytes: int
+    expert_memory_bytes: int = 1 << 30
     step_tokens: int = 512
     block_tokens: int = 16
     num_slots: int = 64
@@ -78,9 +79,9 @@ class Engine:
         self._prefix = PrefixCache(self.blocks, enabled=config.prefix_cache)
         self.pool = ExpertPool(
             self._runner.arenas,
+            host=HostCache(config.expert_memory_bytes, on_ready=self._look_again),
             num_slots=config.num_slots,
             slot_rank=config.slot_rank,
-            on_ready=self._look_again,
             on_event=observer.on_pool_event,
         )
         self._inbox: deque[Callable[[], None]] = deque()
@@ -269,7 +270,7 @@ class Engine:
         job: Job = state.jobs[0]
         try:
             return job.prepare(state, self._resources(access))
-        except (StoreError, OSError, SafetensorError) as error:  # the expert's files; nobody else is concerned
+        except (StoreError, OSError) as error:  # the expert's files; nobody else is concerned
             state.end_job(self.pool)
             job.fail(state, error)
             return access
@@ -342,6 +343,8 @@ class Engine:
             kv_blocks_total=self.blocks.num_blocks,
             slots_used=self.pool.num_used,
             slots_total=self.pool.num_slots,
+            host_bytes_used=self.pool.host.used_bytes,
+            host_bytes_total=self.pool.host.budget_bytes,
         )
         if occupancy != self._occupancy:
             self._occupancy = occupancy

@@ -1,34 +1,35 @@
-"""Which experts are on the device: loading, slots, pins, eviction. Knows files and slots; nothing of sequences.
+"""Which experts are on the device: slots, pins, eviction, and whose turn it is. Knows no files and no sequences.
 
-A slot is `slot_rank` rank-1 terms in every arena; an expert takes as many adjacent slots as its rank needs. Files are
-read on a thread of their own, so that a load never holds up the steps of others. Unpinned experts stay until their
-slots are needed, least recently used first.
+A slot is `slot_rank` rank-1 terms in every arena; an expert takes as many adjacent slots as its rank needs. Unpinned
+experts stay until their slots are needed, least recently used first; their bytes come from the host cache.
+
+Jobs ask in order of arrival, on every turn of the engine, until they have all their experts. The first one that must
+wait is *at the front*: whoever stands behind it takes nothing that it waits for, and once it lacks room nobody behind
+it pins anything more, so that it gets its slots as soon as running jobs end. Waiting for a disk alone holds up nobody.
 """
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
-import torch
-from safetensors import safe_open
+import structlog
 
-from expert_store import WEIGHTS_FILE, ExpertVersion, InvalidAdapter, read_config, read_scaling
+from expert_store import ExpertVersion
+from server.engine.host_cache import HostCache
 from server.engine.types import PoolEvent
 from server.errors import RequestTooLarge
-from server.model.lora import AdapterWeights, LoraArenas, Slots
+from server.model.lora import LoraArenas, Slots
 
-_PREFIX = "base_model.model."
+log = structlog.get_logger()
 
 
 class Access(Enum):
     """What a job may do with the pool. Those behind one that waits get less, so that it cannot wait for ever."""
 
     FULL = "evict, place and pin"
-    RESIDENT = "pin what is resident"
+    SPARE = "the same, but nothing that those ahead wait for is evicted"
     NONE = "wait"
 
 
@@ -39,32 +40,27 @@ class _Resident:
     num_pins: int = 0
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    weights: AdapterWeights
-    seconds: float
-
-
 class ExpertPool:
-    """Owned by the engine thread. `on_ready` is called from the loading thread when a load ends."""
+    """Owned by the engine thread, as is its host cache."""
 
     def __init__(
         self,
         arenas: LoraArenas,
         *,
+        host: HostCache,
         num_slots: int,
         slot_rank: int,
-        on_ready: Callable[[], None],
         on_event: Callable[[PoolEvent], None],
     ) -> None:
+        self.host = host
         self._arenas = arenas
         self._slot_rank = slot_rank
         self._slots: list[str | None] = [None] * num_slots
-        self._residents: OrderedDict[str, _Resident] = OrderedDict()  # least recently used first
-        self._loads: dict[str, Future[_Loaded]] = {}
-        self._on_ready = on_ready
+        self._residents: OrderedDict[str, _Resident] = OrderedDict()  # by digest, least recently used first
+        self._awaited: frozenset[str] = frozenset()  # what those wait for that have asked on this turn
+        self._cramped: frozenset[str] = frozenset()  # what the one at the front wants, once it has lacked room
         self._on_event = on_event
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="expert-reader")
+        log.info("expert_memory", slots=num_slots, slot_bytes=arenas.slot_bytes, host_bytes=host.budget_bytes)
 
     @property
     def num_slots(self) -> int:
@@ -78,10 +74,12 @@ class ExpertPool:
         return -(-rank // self._slot_rank)
 
     def check_fits(self, experts: Sequence[ExpertVersion]) -> None:
-        """Raises RequestTooLarge if these experts could never be resident together."""
+        """Raises RequestTooLarge or ExpertTooLarge if these experts could never be resident together."""
         needed = sum(self.slots_for(expert.rank) for expert in experts)
         if needed > self.num_slots:
             raise RequestTooLarge.slots(needed=needed, total=self.num_slots)
+        for expert in experts:
+            self.host.check_fits(expert)
 
     def try_pin(self, experts: Sequence[ExpertVersion], access: Access) -> list[Slots] | Access:
         """Slots of all these experts, pinned; or, with nothing pinned, what those behind in the line may still do.
@@ -90,22 +88,27 @@ class ExpertPool:
         """
         if access is Access.NONE:
             return Access.NONE
-        absent = [expert for expert in experts if expert.digest not in self._residents]
-        ready = [self._read(expert) for expert in absent]
-        if absent and (access is Access.RESIDENT or not all(ready)):
-            return Access.RESIDENT
         wanted = frozenset(expert.digest for expert in experts)
-        if not all(self._try_place(expert, keep=wanted) for expert in absent):
-            self._make_room()
-            self.prefetch(experts)
-            return Access.NONE
-        return [self._pin(expert) for expert in experts]
+        keep = wanted if access is Access.FULL else wanted | self._awaited
+        absent, cramped = self._place(experts, keep)
+        if cramped and access is Access.FULL and not self.pinned_refs():
+            self._clear()  # what is wanted may itself lie across the free slots
+            absent, _ = self._place(experts, keep)
+        if not absent:
+            if self._cramped == wanted:
+                self._cramped = frozenset()
+            return [self._pin(expert) for expert in experts]
+        self._awaited = keep
+        if access is Access.FULL and cramped:
+            self._cramped = wanted
+        return Access.NONE if cramped or self._cramped == wanted else Access.SPARE
 
     def prefetch(self, experts: Sequence[ExpertVersion]) -> None:
         """Starts reading what is not resident, so that it is there when it is pinned."""
+        keep = self._not_resident(self._awaited.union(expert.digest for expert in experts))
         for expert in experts:
-            if expert.digest not in self._residents and expert.digest not in self._loads:
-                self._start_reading(expert)
+            if expert.digest in keep:
+                self.host.start(expert, keep=keep)
 
     def unpin(self, expert: ExpertVersion) -> None:
         resident = self._residents[expert.digest]
@@ -116,50 +119,42 @@ class ExpertPool:
         return [resident.expert.ref for resident in self._residents.values() if resident.num_pins]
 
     def close(self) -> None:
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        self.host.close()
 
     def check_idle(self) -> None:
-        """Asserts that nothing is pinned. For tests and idle moments."""
+        """Asserts that nothing is pinned and the host cache keeps its budget. For tests and idle moments."""
         assert not self.pinned_refs(), "experts stay pinned without a request. This is a bug."
+        self.host.check_integrity()
 
-    def _read(self, expert: ExpertVersion) -> bool:
-        """Starts the load if there is none; True once it is done. Raises what the load raised."""
-        load = self._loads.get(expert.digest) or self._start_reading(expert)
-        if load.done() and load.exception() is not None:
-            del self._loads[expert.digest]
-            load.result()
-        return load.done()
+    def _place(self, experts: Sequence[ExpertVersion], keep: frozenset[str]) -> tuple[list[ExpertVersion], bool]:
+        """Places what can be; returns those that are absent still, and whether it was room that they lacked.
 
-    def _start_reading(self, expert: ExpertVersion) -> Future[_Loaded]:
-        """Whose request has left meanwhile will not be placed; no more such reads are kept than there are slots."""
-        finished = [digest for digest, load in self._loads.items() if load.done()]
-        for digest in finished[: max(0, len(finished) - self.num_slots)]:
-            del self._loads[digest]
-        load = self._reader.submit(_load, expert)
-        load.add_done_callback(lambda _: self._on_ready())
-        self._loads[expert.digest] = load
-        return load
+        Each one placed frees its bytes in the host cache for the next, so a window may be larger than that.
+        """
+        while True:
+            absent = [expert for expert in experts if expert.digest not in self._residents]
+            ready = [expert for expert in absent if self.host.ready(expert, keep=self._not_resident(keep))]
+            if not any(self._try_place(expert, keep) for expert in ready):
+                return absent, bool(ready)
 
-    def _try_place(self, expert: ExpertVersion, *, keep: frozenset[str]) -> bool:
+    def _try_place(self, expert: ExpertVersion, keep: frozenset[str]) -> bool:
         width = self.slots_for(expert.rank)
         start = self._free_run(width)
         while start is None and self._try_evict(keep):
             start = self._free_run(width)
         if start is None:
             return False
-        loaded = self._loads.pop(expert.digest).result()
-        slots = range(start, start + width)
-        self._arenas.write(slots, loaded.weights)
-        self._slots[start : start + width] = [expert.digest] * width
-        self._residents[expert.digest] = _Resident(expert, slots)
-        self._on_event(PoolEvent("load", expert.ref, loaded.seconds))
+        self._fill(expert, range(start, start + width))
         return True
 
-    def _make_room(self) -> None:
-        """Once no pin is in the way, clears all slots: what is wanted may itself lie across the free ones."""
-        if not self.pinned_refs():
-            while self._try_evict(frozenset()):
-                pass
+    def _fill(self, expert: ExpertVersion, slots: Slots) -> None:
+        started = time.perf_counter()
+        taken = self.host.take(expert)
+        self._arenas.write(slots, taken.file.weights())
+        self._slots[slots.start : slots.stop] = [expert.digest] * len(slots)
+        self._residents[expert.digest] = _Resident(expert, slots)
+        seconds = taken.read_seconds + time.perf_counter() - started
+        self._on_event(PoolEvent("load", expert.ref, seconds, taken.source))
 
     def _free_run(self, width: int) -> int | None:
         """The first of `width` adjacent free slots."""
@@ -181,37 +176,15 @@ class ExpertPool:
                 return True
         return False
 
+    def _clear(self) -> None:
+        while self._try_evict(frozenset()):
+            pass
+
     def _pin(self, expert: ExpertVersion) -> Slots:
         resident = self._residents[expert.digest]
         resident.num_pins += 1
         self._residents.move_to_end(expert.digest)
         return resident.slots
 
-
-def _load(expert: ExpertVersion) -> _Loaded:
-    started = time.perf_counter()
-    weights = load_weights(expert.folder)
-    return _Loaded(weights, time.perf_counter() - started)
-
-
-def load_weights(folder: Path) -> AdapterWeights:
-    """Reads a PEFT adapter folder that the store has already judged valid.
-
-    Terms of modules with a lower rank (`rank_pattern`) are padded with zero rows up to the highest.
-    """
-    config = read_config(folder)
-    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-            if key.endswith(".lora_A.weight"):
-                module = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-                b = file.get_tensor(key.replace(".lora_A.", ".lora_B.")).float() * read_scaling(config, module)
-                pairs[module] = (file.get_tensor(key).float(), b.T)
-    if not all(bool(term.isfinite().all()) for pair in pairs.values() for term in pair):
-        raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: its scaled weights are not finite: lower lora_alpha")
-    rank = max(a.shape[0] for a, _ in pairs.values())
-    return AdapterWeights(rank, {module: (_padded(a, rank), _padded(b, rank)) for module, (a, b) in pairs.items()})
-
-
-def _padded(term: torch.Tensor, rank: int) -> torch.Tensor:
-    return torch.nn.functional.pad(term, (0, 0, 0, rank - term.shape[0]))
+    def _not_resident(self, digests: frozenset[str]) -> frozenset[str]:
+        return digests - self._residents.keys()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
+LoadSource = Literal["disk", "host"]
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,21 @@ class Occupancy:
     kv_blocks_total: int
     slots_used: int
     slots_total: int
+    host_bytes_used: int
+    host_bytes_total: int
 
 
 @dataclass(frozen=True)
 class PoolEvent:
-    """An expert entered or left the device slots. `seconds` is the time its load took."""
+    """An expert entered or left the device slots.
+
+    `seconds` is the time its load took, `source` where its bytes came from: read for this load, or in the host cache.
+    """
 
     kind: Literal["load", "evict"]
     ref: str
     seconds: float
+    source: LoadSource | None = None
 
 
 class EngineObserver(Protocol):

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,15 +24,23 @@ from torch.nn.functional import pad
 
 Slots = range  # adjacent slots of one expert
 _LONGEST_SHORT_RUN = 16  # tokens; from there on a product of its own costs less than the padding (2 CPU cores)
+_LONG_RUN = 64  # tokens; from there on the outputs are what costs, so they are added to in their own format
 _SPREAD = 3  # a span of slots up to this many times as wide as those in use is multiplied whole, without a copy
+
+
+class Terms(NamedTuple):
+    """What an expert adds to one linear: a [r, I] and b [r, O] in any number format, and the factor for `b`."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float = 1.0
 
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    """One expert's terms by module path: `a` [r, I] and `b` [r, O], scaling already folded into `b`."""
+    """One expert's terms by module path."""
 
-    rank: int
-    terms: Mapping[str, tuple[Tensor, Tensor]]
+    terms: Mapping[str, Terms]
 
 
 @dataclass(frozen=True)
@@ -164,11 +173,14 @@ class Arena:
         for part, path in enumerate(self.paths):
             terms = weights.terms.get(path)
             if terms is not None:
-                missing = len(slots) * self._rank - terms[0].shape[0]
-                a, b = (pad(term, (0, 0, 0, missing)).view(len(slots), self._rank, -1) for term in terms)
-                self.a[slots.start : slots.stop, part] = a
-                self.b[part][slots.start : slots.stop] = b
+                self.a[slots.start : slots.stop, part] = self._split(terms.a, slots)
+                self.b[part][slots.start : slots.stop] = self._split(terms.b.float() * terms.scaling, slots)
                 self._users.add(slots.start)
+
+    def _split(self, term: Tensor, slots: Slots) -> Tensor:
+        """[r, width] as [slots, slot_rank, width], zeros behind the last row."""
+        missing = len(slots) * self._rank - term.shape[0]
+        return pad(term, (0, 0, 0, missing)).view(len(slots), self._rank, -1)
 
     def erase(self, slots: Slots) -> None:
         """Empties the slots, where anything is in them."""
@@ -176,6 +188,10 @@ class Arena:
             self._users.discard(slots.start)
             for tensor in (self.a, *self.b):
                 tensor[slots.start : slots.stop] = 0
+
+    @property
+    def slot_bytes(self) -> int:
+        return sum(tensor[0].nbytes for tensor in (self.a, *self.b))
 
     def add(self, y_TO: Tensor, x_TI: Tensor, plan: LoraPlan | None) -> None:
         """y += x A^T B for every token and its expert, in place; y holds the linears' outputs side by side."""
@@ -189,11 +205,23 @@ class Arena:
 
     def _add_run(self, y_TO: Tensor, x_TI: Tensor, run: _Run) -> None:
         tokens, slots = slice(run.start, run.stop), slice(run.slots.start, run.slots.stop)
-        a = self.a[slots]
-        h = (x_TI[tokens].to(a.dtype) @ a.view(-1, a.shape[-1]).T).view(-1, *a.shape[:3])  # [t, slots, P, K]
-        for part, columns in enumerate(self._columns):
-            rows = h[:, :, part].flatten(1) @ self.b[part][slots].flatten(0, 1)
-            y_TO[tokens, columns] += rows.to(y_TO.dtype)
+        dtype = y_TO.dtype if run.stop - run.start >= _LONG_RUN else self.a.dtype
+        h = x_TI[tokens].to(dtype) @ self.a[slots].flatten(0, 2).to(dtype).T  # [t, slots * P * K]
+        if dtype == y_TO.dtype:
+            y_TO[tokens].addmm_(h, self._outputs(slots, dtype))
+        else:
+            y_TO[tokens] += (h @ self._outputs(slots, dtype)).to(y_TO.dtype)
+
+    def _outputs(self, slots: slice, dtype: torch.dtype) -> Tensor:
+        """[slots * P * K, O of all]: every part's terms in its own columns, zeros beside them."""
+        if len(self.b) == 1:
+            return self.b[0][slots].flatten(0, 1).to(dtype)
+        parts = [b[slots] for b in self.b]
+        num_slots, rank = parts[0].shape[:2]
+        all_O = parts[0].new_zeros(num_slots, len(parts), rank, self._columns[-1].stop, dtype=dtype)
+        for index, (part, columns) in enumerate(zip(parts, self._columns, strict=True)):
+            all_O[:, index, :, columns] = part
+        return all_O.flatten(0, 2)
 
     def _add_batch(self, y_TO: Tensor, x_TI: Tensor, batch: _Batch) -> None:
         x = x_TI[batch.tokens] if batch.input_token is None else x_TI.index_select(0, batch.input_token)
@@ -236,6 +264,11 @@ class LoraArenas:
 
     def __init__(self, arenas: Sequence[Arena]) -> None:
         self._arenas = arenas
+
+    @property
+    def slot_bytes(self) -> int:
+        """What one slot takes in all arenas together."""
+        return sum(arena.slot_bytes for arena in self._arenas)
 
     def write(self, slots: Slots, weights: AdapterWeights) -> None:
         for arena in self._arenas:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save
 
 from server.registry import MAX_RUNNING_REGISTRATIONS
 from tests.api.conftest import MANIFEST, App, Part, Start, multipart, registration_parts
+from tests.support import tiny
 
 pytestmark = pytest.mark.anyio
 
@@ -232,6 +233,24 @@ async def test_a_bad_registration_is_refused_by_field_and_changes_nothing(world:
 async def test_a_rank_over_the_cap_is_refused(start: Start, alora: Path) -> None:
     async with start(max_rank=2) as world:
         refused(await world.register(alora, "sql"), "r")
+
+
+async def test_an_expert_larger_than_the_host_cache_is_refused_with_both_numbers(
+    start: Start, base_folder: Path, tmp_path: Path
+) -> None:
+    large = tiny.write_adapter(tmp_path / "large", base_folder, kind="lora", rank=128)
+    size = (large / "adapter_model.safetensors").stat().st_size
+    settings = {"max_rank": 128, "chain_window": 1, "plain_window": 1}
+    async with start(expert_memory=1 << 20, **settings) as world:
+        reply = await world.register(large, "large")
+        error = reply.json()["error"]
+        assert (reply.status, error["code"], error["param"]) == (422, "expert_too_large", "adapter_model.safetensors")
+        assert f"{size} bytes" in error["message"]
+        assert "1048576" in error["message"]
+        assert world.engine.measured == []
+        assert world.store.catalog.generation == 0
+    async with start(expert_memory=size, **settings) as world:
+        assert (await world.register(large, "large")).status == 201
 
 
 async def test_an_upload_over_the_cap_is_413_by_header_and_by_count(start: Start, alora: Path) -> None:

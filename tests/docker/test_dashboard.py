@@ -44,7 +44,7 @@ def _samples() -> Mapping[str, frozenset[str]]:
     metrics.on_token(0.1)
     metrics.on_error("too_busy")
     metrics.on_registration("registered")
-    metrics.on_pool_event(PoolEvent("load", "dates@1", 0.1))
+    metrics.on_pool_event(PoolEvent("load", "dates@1", 0.1, "disk"))
     metrics.on_pool_event(PoolEvent("evict", "dates@1", 0.1))
     metrics.build.labels("0.1.0", "bundled", "sha256:0", "bf16").set(1)
     samples = itertools.chain.from_iterable(family.samples for family in metrics.registry.collect())

@@ -10,7 +10,7 @@ from server.model.attention import KVGeometry, PagedKV, SegmentSpan, plan_attent
 from server.model.base import Base, load_base
 from server.model.fused import FusedDecoder, can_pack, fusible, pack, packed_linear
 from server.model.generic import GenericDecoder
-from server.model.lora import AdapterWeights, Slots, arena_maker, plan_lora
+from server.model.lora import AdapterWeights, Slots, Terms, arena_maker, plan_lora
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -36,10 +36,10 @@ def logits(base: Base, *, fused: bool) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     for slots, rank in EXPERTS:
         terms = {
-            path: (torch.randn(rank, i, generator=generator) / 8, torch.randn(rank, o, generator=generator) / 8)
+            path: Terms(torch.randn(rank, i, generator=generator) / 8, torch.randn(rank, o, generator=generator) / 8)
             for path, (i, o) in base.spec.linears.items()
         }
-        decoder.arenas.write(slots, AdapterWeights(rank, terms))
+        decoder.arenas.write(slots, AdapterWeights(terms))
     config = base.model.config
     geometry = KVGeometry(config.num_hidden_layers, config.num_key_value_heads, 16)
     kv = PagedKV(geometry=geometry, num_blocks=10, block_tokens=16, dtype=base.dtype, device=CPU)

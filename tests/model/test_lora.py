@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.model.lora import AdapterWeights, Arena, Slots, add_reference, plan_lora
+from server.model.lora import AdapterWeights, Arena, Slots, Terms, add_reference, plan_lora
 
 WIDTH_IN, WIDTHS_OUT, NUM_SLOTS, SLOT_RANK = 24, (40, 16, 8), 48, 8
 PATHS = ("q", "k", "v")
@@ -21,6 +21,7 @@ POPULARITIES: dict[str, list[int | None]] = {
     "zipf": [0] * 8 + [1] * 4 + [2] * 2 + [3, 4],
     "identical": [4] * 9,
     "identical_prefill": [1] * 40,
+    "long_prefills": [*[0] * 80, *[1] * 70, 2],
     "skewed": [None] * 20 + [2],
     "skewed_to_one_expert": [0] * 30 + [1, 2, 3, 4],
     "prefills_and_decodes": [None, *[0] * 20, 1, 2, *[3] * 17, *[4] * 5, *[5] * 6],
@@ -39,12 +40,12 @@ def filled_arena(dtype: torch.dtype = torch.float32) -> Arena:
     generator = torch.Generator().manual_seed(0)
     for slots, rank in zip(EXPERTS, RANKS, strict=True):
         terms = {
-            path: (torch.randn(rank, WIDTH_IN, generator=generator), torch.randn(rank, width, generator=generator))
+            path: Terms(torch.randn(rank, WIDTH_IN, generator=generator), torch.randn(rank, width, generator=generator))
             for path, width in zip(PATHS, WIDTHS_OUT, strict=True)
         }
         if slots is EXPERTS[3]:
             del terms["k"]  # this one does not target every linear
-        arena.write(slots, AdapterWeights(rank, terms))
+        arena.write(slots, AdapterWeights(terms))
     return arena
 
 

@@ -63,23 +63,27 @@ def test_a_request_without_a_decision_counts_no_tokens_for_anybody() -> None:
 def test_steps_and_loads_are_observed() -> None:
     metrics = new_metrics()
     metrics.on_step(StepStats(0.02, 40, 8, 3, reused=32))
-    metrics.on_occupancy(Occupancy(0, 8, 5, 10, 2, 64))
-    metrics.on_pool_event(PoolEvent("load", "sql@1", 0.01))
+    metrics.on_occupancy(Occupancy(0, 8, 5, 10, 2, 64, 100, 1000))
+    metrics.on_pool_event(PoolEvent("load", "sql@1", 0.5, "disk"))
     metrics.on_pool_event(PoolEvent("evict", "sql@1", 0.0))
-    metrics.on_pool_event(PoolEvent("load", "stranger@1", 0.01))
+    metrics.on_pool_event(PoolEvent("load", "sql@1", 0.01, "host"))
+    metrics.on_pool_event(PoolEvent("load", "stranger@1", 0.01, "host"))
     assert value(metrics, "step_sequences_sum") == 8
     assert value(metrics, "step_experts_sum") == 3
     assert value(metrics, "prefix_tokens_reused_total") == 32
     assert (value(metrics, "kv_blocks_used"), value(metrics, "expert_slots")) == (5, 64)
-    assert value(metrics, "expert_loads_total", expert="sql") == 1
-    assert value(metrics, "expert_loads_total", expert=OTHER) == 1
+    assert (value(metrics, "expert_memory_used_bytes"), value(metrics, "expert_memory_bytes")) == (100, 1000)
+    assert value(metrics, "expert_loads_total", expert="sql", source="disk") == 1
+    assert value(metrics, "expert_loads_total", expert="sql", source="host") == 1
+    assert value(metrics, "expert_loads_total", expert=OTHER, source="host") == 1
+    assert value(metrics, "expert_load_seconds_sum", source="disk") == 0.5
     assert value(metrics, "expert_evictions_total", expert="sql") == 1
 
 
 def test_a_deleted_expert_leaves_no_series() -> None:
     metrics = new_metrics()
     metrics.on_request(record(Decision("chain", SQL, 0.9, False, "accepted", (Considered("sql", 1, 0.9, True),), 7)))
-    metrics.on_pool_event(PoolEvent("load", "sql@1", 0.01))
+    metrics.on_pool_event(PoolEvent("load", "sql@1", 0.01, "disk"))
     metrics.forget("sql")
     assert b'expert="sql"' not in metrics.exposition("")[0]
 

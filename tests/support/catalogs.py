@@ -15,9 +15,10 @@ def make_version(
     threshold: float = 0.5,
     indicators: bool = True,
     rank: int = 4,
+    weight_bytes: int = 1,
 ) -> ExpertVersion:
     """A valid version whose folder does not exist."""
-    file = FileRecord(sha256="0" * 64, size_bytes=1)
+    file = FileRecord(sha256="0" * 64, size_bytes=weight_bytes)
     manifest = Manifest(
         name=name,
         version=version,

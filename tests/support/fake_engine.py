@@ -62,7 +62,7 @@ class FakeEngine:
 
     async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float:  # noqa: ARG002
         self.measured.append(expert)
-        self.observer.on_pool_event(PoolEvent("load", expert.ref, 0.001))
+        self.observer.on_pool_event(PoolEvent("load", expert.ref, 0.001, "disk"))
         return self.effect
 
 
@@ -113,6 +113,8 @@ class FakeSession:
                 kv_blocks_total=8,
                 slots_used=1,
                 slots_total=8,
+                host_bytes_used=1,
+                host_bytes_total=8,
             )
         )
 

@@ -1,0 +1,59 @@
+"""An adapter's file in memory: the numbers PEFT would use, in the file's own format, whatever becomes of the file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+
+from expert_store import WEIGHTS_FILE, InvalidAdapter
+from server.engine.adapter_file import read_adapter_file
+from tests.support import tiny
+
+MODULE = "model.layers.1.self_attn.v_proj"
+KEY = f"base_model.model.{MODULE}"
+
+
+def adapter(base_folder: Path, folder: Path, dtype: torch.dtype, **config: object) -> Path:
+    tiny.write_adapter(folder, base_folder, kind="lora", **config)
+    tensors = load((folder / WEIGHTS_FILE).read_bytes())
+    save_file({key: value.to(dtype).contiguous() for key, value in tensors.items()}, folder / WEIGHTS_FILE)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_numbers_are_the_files_own(base_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = adapter(base_folder, tmp_path / "a", dtype, rank=1, rank_pattern={"v_proj": 3})
+    expected = load((folder / WEIGHTS_FILE).read_bytes())
+    file = read_adapter_file(folder)
+    assert len(file.data) == (folder / WEIGHTS_FILE).stat().st_size
+    (folder / WEIGHTS_FILE).write_bytes(b"")
+    terms = file.weights().terms
+    assert len(terms) * 2 == len(expected)
+    assert terms[MODULE].a.dtype == dtype
+    torch.testing.assert_close(terms[MODULE].a, expected[f"{KEY}.lora_A.weight"], rtol=0, atol=0)
+    torch.testing.assert_close(terms[MODULE].b.T, expected[f"{KEY}.lora_B.weight"], rtol=0, atol=0)
+    assert terms[MODULE].a.shape[0] == 3
+    assert terms[MODULE].scaling == pytest.approx(2 / 3)
+
+
+def test_experts_of_one_shape_share_what_describes_it(base_folder: Path, tmp_path: Path) -> None:
+    one, two = (
+        read_adapter_file(adapter(base_folder, tmp_path / str(seed), torch.bfloat16, seed=seed)) for seed in (1, 2)
+    )
+    assert one.layout is two.layout
+    assert one.data[:] != two.data[:]
+
+
+def test_weights_that_scaling_makes_infinite_are_refused(base_folder: Path, tmp_path: Path) -> None:
+    folder = adapter(base_folder, tmp_path / "a", torch.float32, rank=4, strength=3e38)
+    with pytest.raises(InvalidAdapter, match="not finite"):
+        read_adapter_file(folder)
+
+
+def test_a_cut_file_is_refused(base_folder: Path, tmp_path: Path) -> None:
+    folder = adapter(base_folder, tmp_path / "a", torch.bfloat16)
+    whole = (folder / WEIGHTS_FILE).read_bytes()
+    (folder / WEIGHTS_FILE).write_bytes(whole[:-10])
+    with pytest.raises(InvalidAdapter, match="cut"):
+        read_adapter_file(folder)
