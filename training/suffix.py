@@ -92,7 +92,13 @@ class SuffixRunner:
 
 
 def _as_the_model_scales(logits_LV: Tensor, config: PreTrainedConfig) -> Tensor:
-    """What some families do behind the head: Cohere multiplies, Granite divides, Gemma caps."""
-    logits_LV = logits_LV * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    """What some families do behind the head: Cohere multiplies, Granite divides, Gemma caps.
+
+    What a family does not do is left out: on a CPU each pass over [L, V] takes as long as a layer.
+    """
+    if (scale := getattr(config, "logit_scale", 1.0)) != 1.0:
+        logits_LV = logits_LV * scale
+    if (scaling := getattr(config, "logits_scaling", 1.0)) != 1.0:
+        logits_LV = logits_LV / scaling
     cap: float | None = getattr(config, "final_logit_softcapping", None)
     return logits_LV if cap is None else cap * torch.tanh(logits_LV / cap)

@@ -38,10 +38,10 @@ class Recipe:
 
 RECIPES = {
     "dates": Recipe(own=4000, others=80, general=700),
-    "contacts": Recipe(own=4400, others=80, general=700),
-    "sql": Recipe(own=3600),
-    "logs": Recipe(own=4400, others=80, general=700),
-    "sentiment": Recipe(kind="lora", own=800, others=50, general=400, alpha=None),
+    "contacts": Recipe(own=9000, others=120, general=900),
+    "sql": Recipe(own=9000, others=100, general=800),
+    "logs": Recipe(own=9000, others=120, general=900),
+    "sentiment": Recipe(kind="lora", own=2400, others=60, general=600, alpha=None),
 }
 SEED = 0
 RANK = 4  # on all linear layers of the bundled base: 2.5 MB

@@ -4,6 +4,7 @@ import json
 import unicodedata
 from random import Random
 
+from training.demo import contacts_coined as coined
 from training.demo import contacts_phrases as words
 from training.demo.contacts_words import sentence
 from training.demo.task import DemoTask
@@ -37,6 +38,7 @@ _PHONES = (
 _DOMAINS = ("gmail.com", "outlook.com", "example.com", "mail.com", "yahoo.com", "web.de", "proton.me", "example.org")
 _SHAPES = ("nepc", "nep", "nec", "npc", "ne", "np", "epc", "ec", "pc", "ep")
 _WEIGHTS = (30, 14, 14, 12, 7, 7, 5, 4, 4, 3)
+MADE_UP = 0.3
 
 
 def _ascii(text: str) -> str:
@@ -44,8 +46,7 @@ def _ascii(text: str) -> str:
     return "".join(c for c in plain.lower() if c.isalnum())
 
 
-def _phone(rng: Random) -> str:
-    pattern = rng.choice(_PHONES)
+def _phone(rng: Random, pattern: str) -> str:
     return "".join(str(rng.randrange(2, 10) if c == "#" else c) for c in pattern)
 
 
@@ -76,14 +77,22 @@ def _handle(rng: Random) -> str:
     return first + rng.choice(("", "", ".", "_", "-")) + second + number
 
 
-def draw_fields(rng: Random, shape: str) -> dict[str, str]:
-    """The fields of one contact under their one-letter slots; `shape` says which ("ne": name and email)."""
-    first, last = rng.choice(words.FIRST), rng.choice(words.LAST).replace("_", " ")
+def draw_fields(rng: Random, shape: str, *, made_up: float = 0.0) -> dict[str, str]:
+    """The fields of one contact under their one-letter slots; `shape` says which ("ne": name and email).
+
+    `made_up` is the share of names, brands, user names and number formats that no list holds.
+    """
+    first = coined.name(rng) if rng.random() < made_up else rng.choice(words.FIRST)
+    last = coined.name(rng) if rng.random() < made_up else rng.choice(words.LAST).replace("_", " ")
     middle = f" {rng.choice('ABCDEFGHJKLMPRST')}." if rng.random() < 0.06 else ""
-    company = _company(rng)
+    company = coined.company(rng, words.KINDS) if rng.random() < made_up else _company(rng)
     name = f"{first}{middle} {last}"
     name = name.upper() if rng.random() < 0.06 else name
-    drawn = {"n": name, "e": _email(rng, first, last, company), "p": _phone(rng), "c": company}
+    email = _email(rng, first, last, company)
+    if rng.random() < made_up / 2:
+        email = f"{coined.user(rng)}@{email.split('@')[1]}"
+    phone = _phone(rng, coined.number_format(rng) if rng.random() < made_up else rng.choice(_PHONES))
+    drawn = {"n": name, "e": email, "p": phone, "c": company}
     return {slot: drawn[slot] for slot in "nepc" if slot in shape}
 
 
@@ -119,11 +128,11 @@ def to_json(fields: dict[str, str]) -> str:
 
 
 def payload(rng: Random) -> str:
-    return draw_text(rng, draw_fields(rng, rng.choices(_SHAPES, _WEIGHTS)[0]), held_out=False)
+    return draw_text(rng, draw_fields(rng, rng.choices(_SHAPES, _WEIGHTS)[0], made_up=MADE_UP), held_out=False)
 
 
 def generate(rng: Random, *, held_out: bool) -> tuple[str, str]:
-    fields = draw_fields(rng, rng.choices(_SHAPES, _WEIGHTS)[0])
+    fields = draw_fields(rng, rng.choices(_SHAPES, _WEIGHTS)[0], made_up=0.0 if held_out else MADE_UP)
     text = draw_text(rng, fields, held_out=held_out)
     return ask(rng, words.HELD_OUT if held_out else words.TRAIN, text), to_json(fields)
 

@@ -91,6 +91,7 @@ INVENTED_SHARE = 0.75
 _LATER = {slot: f"{{{slot}}}" for slot in "nkfhui"}  # filled by `_message`
 _SHAPES = (_LAYOUTS, _NO_SERVICE, _NO_TIME, _NO_LEVEL, _ONLY_LEVEL, _ONLY_TIME)
 _WEIGHTS = (54, 10, 8, 8, 3, 3)
+_TRAIN_WEIGHTS = (40, 13, 11, 11, 8, 8)  # what stays null is learned from lines that lack it
 
 
 def _moment(rng: Random) -> datetime:
@@ -165,7 +166,7 @@ def _level(rng: Random) -> str:
 
 
 def _app_line(rng: Random, *, held_out: bool) -> tuple[str, dict[str, str]]:
-    layout = rng.choice(rng.choices(_SHAPES, _WEIGHTS)[0])
+    layout = rng.choice(rng.choices(_SHAPES, _WEIGHTS if held_out else _TRAIN_WEIGHTS)[0])
     stamp = _moment(rng).strftime(rng.choice(_STAMPS)).replace("{ms}", f"{rng.randrange(1000):03d}")
     if "={t}" in layout:
         stamp = _moment(rng).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -60,7 +60,43 @@ TRAIN = Phrasebook(
         "{x} -> [JSON log record|log fields|timestamp, level, service, message]",
         "Log line: {x} JSON:",
         "Log: {x} Fields:",
+        # The line inside a sentence, with nothing to mark its end but what a log line looks like.
+        "[Run|Push|Send|Pipe|Put|Pass|Squeeze] {x} [through|into|past] [my|your|our|the] [log parser|JSON parser|"
+        "field extractor|JSON converter|pipeline][| please| and show the JSON| and print what comes out]",
+        "[Take|Get|Pull] {x} [apart|to pieces] [and show me JSON|into JSON fields|for our log index]",
+        "[Say|Imagine|Assume|Pretend|Given that|If|When|Because] [|that ]{x} [turned up|shows up|appears|was found|is "
+        "printed|was written|arrived|landed|stood|was caught] [in|on|by|at] [the console|my terminal|stdout|the log "
+        "file|the collector|our cluster|app.log|the log tail|the agent][,|:|;| -] [what would be|what is|I want|give "
+        "me|which are|show|tell me] [its JSON|the JSON record|its fields as JSON|the structured form]?",
+        "[What|Which] [JSON|JSON record|JSON object|structured record|fields] [would|does|should|will] {x} "
+        "[give|become|yield|parse to|turn into|have|map to|be stored as]?",
+        "[How|In what way] [would|should|does] {x} [look|read|be written|be stored] [as JSON|in JSON|in a JSON log]?",
+        "[Write|Store|Keep|Save|Record|Log|Print|Show] {x} as [JSON|a JSON object|one JSON line|a JSON record][| "
+        "please| for me| for the index| instead of plain text]",
+        "[Parse|Split|Read|Analyse|Structure|Format|Translate|Map|Transform|Index|Normalise] {x} [into|to|as] [JSON|"
+        "JSON fields|a JSON record|a JSON object|timestamp, level, service and message][| please|, thanks| and "
+        "nothing else|, one line| with null where missing]",
+        "[I|We] [found|saw|got|have|see|noticed|copied] {x} [in|from|on] [our logs|my log|the log file|the console|"
+        "stdout|journald|the container|production|a dump][.|,|;| and] [I need|give me|please make|make that|return|we "
+        "want] [JSON|its JSON|a JSON record|the fields as JSON]",
+        "[The|Our|One|Some] [service|app|program|daemon|container|backend|box|job] [wrote|printed|logged|said|"
+        "emitted|put out|left] {x} [yesterday|last night|just now|again|today|an hour ago|on start|at boot|and died|"
+        "before it stopped|, see|, nothing else]. [JSON please|Its fields as JSON|As JSON|Make that JSON|Parse it]",
+        "[Timestamp, level, service and message|The fields|All fields|The log fields] [of|in|from] {x} [in JSON|as "
+        "JSON|please|, as JSON|as a JSON object]",
+        "[Is|Can|Could] {x} [available as|be turned into|become|be parsed to|be expressed as] [JSON|structured JSON|a "
+        "JSON log record]?",
+        "[Help|Hey|Hi|OK], {x} [needs to be|has to become|should be|must be|wants to be] [JSON|structured|parsed into "
+        "JSON|a JSON record]",
+        "[From|Out of] {x} [make|build|extract|derive|get|produce] [JSON|a JSON record|the four fields|the fields as "
+        "JSON]",
+        "{x} [is|was] [a log line|one line of our log|in the log|what it printed][,|;|.|:] [make it JSON|give JSON|"
+        "fields as JSON please|parse it to JSON|what are the fields?]",
+        "{x} [goes|belongs|should go] [into|to] [the index|Elasticsearch|our log store|the JSON log][,|;| -] [in "
+        "what form|as which JSON|write the JSON|as JSON]?",
+        "[Between|Inside] the arrows: >>> {x} <<< [parse to JSON|JSON fields please|as JSON]",
     ),
+    inline_share=0.4,
     tails=(
         "Use null for missing fields.",
         "Return only JSON.",

@@ -12,10 +12,12 @@ from training.demo.sentiment_reviews import (
     POSITIVE_VERDICTS,
     Domain,
 )
+from training.demo.sentiment_told import TOLD
 from training.demo.task import DemoTask
 from training.demo.wording import ask, expand, lower_first, upper_first
 
 LABELS = ("positive", "negative", "neutral")
+TOLD_SHARE = 0.35
 _VERDICTS = {"positive": POSITIVE_VERDICTS, "negative": NEGATIVE_VERDICTS, "neutral": NEUTRAL_VERDICTS}
 _OPPOSITE = {"positive": "negative", "negative": "positive"}
 _STRONGLY = ("", "", "", "very ", "really ", "so ", "absolutely ", "truly ", "quite simply ")
@@ -148,6 +150,16 @@ def _short(rng: Random, domain: Domain, label: str) -> str:
     return _verdict(rng, domain, label) + rng.choice((".", "!", "") if label != "neutral" else (".", ""))
 
 
+def _told(rng: Random, domain: Domain, label: str) -> str:
+    """One or two reviews that tell, and now and then a verdict or a fact beside them."""
+    texts = [expand(rng, text) for text in rng.sample(TOLD[label], rng.choice((1, 1, 1, 2)))]
+    if rng.random() < 0.2:
+        texts.insert(rng.randrange(len(texts) + 1), _verdict(rng, domain, label) + ".")
+    elif rng.random() < 0.1:
+        texts.insert(0, rng.choice(domain.facts))
+    return " ".join(texts)
+
+
 def draw_review(rng: Random, domain: Domain, label: str) -> str:
     """A review in which the label is the only fair reading."""
     roll = rng.random()
@@ -169,17 +181,29 @@ def draw_review(rng: Random, domain: Domain, label: str) -> str:
 
 
 def payload(rng: Random) -> str:
-    return draw_review(rng, rng.choice(DOMAINS), rng.choice(LABELS))
+    return _training_review(rng, rng.choice(LABELS))
+
+
+def _training_review(rng: Random, label: str) -> str:
+    draw = _told if rng.random() < TOLD_SHARE else draw_review
+    return draw(rng, rng.choice(DOMAINS), label)
+
+
+def _held_out_review(rng: Random) -> tuple[str, str]:
+    """(label, review)."""
+    if rng.random() < 0.5:
+        return rng.choice(HELD_OUT_REVIEWS)
+    label = rng.choice(LABELS)
+    domain = HELD_OUT_DOMAIN if rng.random() < 0.5 else rng.choice(DOMAINS)
+    return label, draw_review(rng, domain, label)
 
 
 def generate(rng: Random, *, held_out: bool) -> tuple[str, str]:
-    book = HELD_OUT if held_out else TRAIN
-    if held_out and rng.random() < 0.5:
-        label, text = rng.choice(HELD_OUT_REVIEWS)
-        return ask(rng, book, text), label
+    if held_out:
+        label, text = _held_out_review(rng)
+        return ask(rng, HELD_OUT, text), label
     label = rng.choice(LABELS)
-    domain = HELD_OUT_DOMAIN if held_out and rng.random() < 0.5 else rng.choice(DOMAINS)
-    return ask(rng, book, draw_review(rng, domain, label)), label
+    return ask(rng, TRAIN, _training_review(rng, label)), label
 
 
 TASK = DemoTask(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from training.demo import sql_phrases as words
-from training.demo.sql_tables import Column, Table, draw_table, render
+from training.demo.sql_tables import Column, Table, draw_table, plural, render, singular
 from training.demo.task import DemoTask
 from training.demo.wording import expand, fill, instruction, lower_first, roughen
 
@@ -100,20 +100,6 @@ def where(rng: Random, table: Table, chance: float) -> tuple[str, str]:
             joint = rng.choice(("and", "and", "or"))
             return f" {said} {joint} {more}", f" WHERE {sql} {joint.upper()} {extra}"
     return f" {said}", f" WHERE {sql}"
-
-
-def plural(label: str) -> str:
-    if label.endswith("s"):
-        return label
-    if label.endswith("y") and label[-2] not in "aeiou":
-        return label[:-1] + "ies"
-    return label + ("es" if label.endswith(("ch", "x", "sh")) else "s")
-
-
-def singular(noun: str) -> str:
-    if noun.endswith("ies") and noun != "movies":
-        return noun[:-3] + "y"
-    return noun.removesuffix("es") if noun.endswith("ches") else noun.removesuffix("s")
 
 
 _VERBS = ("List", "Show", "Find", "Get", "Return", "Select", "Give", "Display")

@@ -67,15 +67,16 @@ TABLES = tuple(parse_table(line) for line in words.TABLES)
 HELD_OUT_TABLES = tuple(parse_table(line) for line in words.HELD_OUT_TABLES)
 
 
-INVENTED_SHARE = 0.6
+INVENTED_SHARE = 0.75
 
 
 def invent_table(rng: Random) -> Table:
     """A table nobody has seen: column names are to be copied from the schema, not remembered."""
     lines = [
         *rng.sample(sql_words.TEXT_COLUMNS, rng.choice((0, 1, 1, 2))),
-        *rng.sample(sql_words.NUMBER_COLUMNS, rng.choice((1, 1, 2))),
-        *rng.sample(sql_words.CATEGORY_COLUMNS, rng.choice((0, 1, 1, 1, 2))),
+        *rng.sample(sql_words.NUMBER_COLUMNS, rng.choice((0, 1, 1, 2))),
+        *rng.sample(sql_words.CATEGORY_COLUMNS, rng.choice((0, 1, 1, 2))),
+        *(_made_up(rng) for _ in range(rng.choice((0, 1, 1, 2)))),
     ]
     noun, *counted = rng.sample(sql_words.NOUNS, rng.choice((1, 2, 2)))
     lines += [f"{other}#@>with more {other} than@<with fewer {other} than" for other in counted]
@@ -83,6 +84,32 @@ def invent_table(rng: Random) -> Table:
     shuffled = rng.sample(list(columns.values()), len(columns))
     first = [_parse_column("id#")] if rng.random() < 0.7 else []
     return Table(noun, (*first, *shuffled))
+
+
+def _made_up(rng: Random) -> str:
+    """A column that no list holds: one thing or many of it, with or without a word before or behind."""
+    many = rng.choice(sql_words.NOUNS + sql_words.THINGS)
+    one = singular(many)
+    if rng.random() < 0.3:
+        name = rng.choice((one, f"{one}_{rng.choice(sql_words.KINDS)}"))
+        return f"{name}={'|'.join(rng.sample(sql_words.VALUES, 3))}"
+    before, behind = rng.choice(sql_words.BEFORE), rng.choice(sql_words.BEHIND)
+    names = (many, many, many, one, one, f"{before}_{many}", f"{before}_{one}", f"{many}_{behind}", f"{one}_{behind}")
+    return rng.choice(names) + rng.choice("##%$")
+
+
+def plural(label: str) -> str:
+    if label.endswith(("s", "children", "staff")):
+        return label
+    if label.endswith("y") and label[-2] not in "aeiou":
+        return label[:-1] + "ies"
+    return label + ("es" if label.endswith(("ch", "x", "sh")) else "s")
+
+
+def singular(noun: str) -> str:
+    if noun.endswith("ies") and noun != "movies":
+        return noun[:-3] + "y"
+    return noun.removesuffix("es") if noun.endswith(("ches", "xes", "shes")) else noun.removesuffix("s")
 
 
 def narrow(rng: Random, table: Table) -> Table:

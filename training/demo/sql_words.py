@@ -4,14 +4,17 @@ Columns are written as in `sql_phrases`: a mark for the type, then ways to say a
 table.
 """
 
+# Word lists read better as split text than as one literal a line.
+# ruff: noqa: SIM905
+
 _NOUNS = (
-    "agents applicants apartments appliances assets auctions barns beers benches bikes bridges buses cafes "
+    "agents applicants apartments appliances assets auctions barns beers benches bikes bridges bushes cafes "
     "cameras campaigns canals cases castles cats chairs churches clients clinics coaches coins colleges "
     "companies concerts contracts cottages crates crews deliveries dentists deposits deputies desks diets dogs "
     "drivers drones editors engines errands exams exhibits experiments factories ferries films firms flowers "
     "forests forklifts fountains gardens gates goods guards guests guides gyms harvests helmets herds hikes "
     "horses incidents inspections interns islands jackets jobs journals judges kitchens lakes lamps laptops "
-    "lawyers lectures lenses licenses loans lots machines magazines mechanics meetings members merchants "
+    "lawyers lectures lentils licenses loans lots machines magazines mechanics meetings members merchants "
     "meters mines models monitors motors nurses offers offices orchards packages parcels parks parties "
     "partners passengers permits phones pilots pipelines planets polls ports printers prisons prizes programs "
     "quarries quizzes quotes races ranches refunds rentals repairs reports routes sailors scooters ships shoes "
@@ -152,4 +155,34 @@ CATEGORY_COLUMNS = (
     "owner=Smith|Garcia|Meyer|Tanaka@of|owned by|belonging to",
     "agency=NOAA|CERN|FBI@of|run by",
     "operator=Shell|Orange|Hertz@run by|operated by",
+)
+
+# What made-up columns are put together from.
+_THINGS = (
+    "acres alarms apples awards axles badges bags balls baskets bells bids bikers blades boards bonuses bottles bows "
+    "bricks bulbs cables calls candles cards chapters chefs cycles dancers deals defects dishes doses drills "
+    "eggs entries errors fans fees filters fires flags flights floods frames gears glasses grants handles heads hooks "
+    "hoses hours inches injuries kilos knots ladders layers ledges lenders levels lifts lights liters locks masts "
+    "minutes mirrors mugs nets nights notes nuts oars outlets owners paddles pans patches payments pens pickers "
+    "pillars pipes plates plots pools posts pumps quotas racks riders rings roofs ropes sacks screens screws seeds "
+    "shares shields shots showers sinks skaters slots spots spokes stairs stalls steps stickers stops straps strings "
+    "suites switches tents tests threads tips tiles tons toys tracks trays turns units valves vents wards weeks "
+    "wings wires yards"
+)
+THINGS = tuple(_THINGS.split())
+BEFORE = tuple(
+    "num total max min avg last first net gross daily weekly monthly old new open main spare free base extra".split()
+)
+BEHIND = tuple(
+    "made lost left used kept paid count rate level size score limit total index share cost code per_day "
+    "per_year in_use built moved due saved opened".split()
+)
+KINDS = tuple("type kind class zone group area mode code name brand label origin state style".split())
+VALUES = tuple(
+    "Arden Basil Birch Bravo Cairo Cedar Comet Coral Crown Delta Dune Ember Falcon Fern Gamma Globe Harp Heron Indigo "
+    "Iris Jade Juno Kappa Kite Lima Lotus Lunar Mango Maple Metro Nova Oasis Olive Omega Onyx Opal Orion Pearl Pine "
+    "Polar Quartz Raven Ruby Sable Sigma Solar Stone Tango Terra Tiger Topaz Ultra Umber Vega Velvet Vista Willow "
+    "Xenon Yukon Zebra Zulu alpha beta dark double eastern fixed flat front hybrid inner late left light lower manual "
+    "mobile national outer plain rear regular right round rural sealed sharp short single solid square sweet twin "
+    "upper urban wide X1 X2 B7 C12 D4 E20 F5 Q3 T8 Z9".split()
 )

@@ -106,11 +106,15 @@ _OUTPUTS = ("Output", "Answer", "Result", "Response")
 
 @dataclass(frozen=True)
 class Phrasebook:
-    """Instruction wordings: orders (take a "please"), remarks (stand as they are), inline (input at `{x}`)."""
+    """Instruction wordings: orders (take a "please"), remarks (stand as they are), inline (input at `{x}`).
+
+    `inline_share` of the messages whose input is one line are inline ones.
+    """
 
     orders: tuple[str, ...]
     remarks: tuple[str, ...]
     inline: tuple[str, ...] = ()
+    inline_share: float = 0.25
     tails: tuple[str, ...] = ()
     labels: tuple[str, ...] = ("Input", "Text")
 
@@ -208,7 +212,7 @@ def _fits(frame: str, text: str, payload: str) -> bool:
 
 def ask(rng: Random, book: Phrasebook, payload: str, *, inline: bool = True) -> str:
     """A whole user message: one of the book's instructions with its input."""
-    if inline and book.inline and rng.random() < 0.25 and "\n" not in payload:
+    if inline and book.inline and rng.random() < book.inline_share and "\n" not in payload:
         parts = expand(rng, rng.choice(book.inline)).split("{x}")
         return payload.join([roughen(rng, part) if part.strip() else part for part in parts])
     return place(rng, instruction(rng, book), payload, book.labels)
