@@ -7,7 +7,7 @@ TOLD = {
     "positive": (
         "[My|Our] [kids|parents|neighbours|colleagues|guests] [keep asking|ask every day] [when we go again|for more].",
         "[I|We] [stayed up|sat there] [until three|all night] because [I|we] could not [stop|put it down].",
-        "[Ten|Five|Two] [years|months] [on|later] and it [still|even now] [works|looks|feels] as [good|quick] as [on day one|"
+        "[Ten|Five|Two] [years|months] [on|later] and it still [works|looks|feels] as [good|quick] as [on day one|"
         "the first day].",
         "[I|We] [bought|ordered] a second one [for the office|for my mother|straight away|the very next day].",
         "[Where|How] [has this|was this] been [hiding|all my life]?",
@@ -61,7 +61,7 @@ TOLD = {
         "[Used to|They once used to] [be|have] [decent|good food|great]; [today|these days|now] [it is a mess|I can't "
         "eat it|it is run into the ground].",
         "[I|We] [want|wanted|asked for] [our money|my evening|my two hours|a refund] back.",
-        "[Beautiful|Nice|Pretty] [photos|packaging|lobby], [shame|pity] about [the rest|everything else|what's inside].",
+        "[Nice|Pretty] [photos|packaging|lobby], [shame|pity] about [the rest|everything else|what's inside].",
         "[Works|It works] [when it feels like it|once a week at best|only in the advert].",
         "[Run|Turn around|Walk away] [while you can|and don't look back].",
         "[Paid|Charged] [twice|extra] for [a window to a wall|cold leftovers|a chair with three legs].",
