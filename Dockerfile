@@ -2,6 +2,9 @@
 
 FROM python:3.11-slim-bookworm AS build
 
+# For the kernels below; the image itself gets no compiler.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+
 # Package index with CPU builds of torch. Empty takes the ordinary index, whose x86-64 build brings CUDA along.
 ARG TORCH_INDEX=""
 
@@ -34,6 +37,8 @@ RUN pip --python /opt/relay/bin/python install --no-deps .
 WORKDIR /opt/lora-relay
 RUN /opt/relay/bin/python -c "from pathlib import Path; from server.model.base import load_base; \
 load_base('bundled', device='cpu', cache=Path('cache'))" \
+    && /opt/relay/bin/python -c "import platform; from pathlib import Path; from server.model.native import LEVELS, build; \
+platform.machine() == 'x86_64' and [build(Path('cache'), level) for level in LEVELS.values()]" \
     && chmod -R a+rX cache
 
 

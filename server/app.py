@@ -187,6 +187,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         max_sessions=settings.max_running,
         threads=settings.threads or None,
         prefix_cache=not settings.no_prefix_cache,
+        kernel_cache=settings.cache if settings.kernels == "auto" else None,
     )
 
 

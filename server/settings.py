@@ -63,6 +63,11 @@ class Settings(BaseSettings):
         le=1024,
         description="Processor threads the engine computes with; 0 takes OMP_NUM_THREADS, or else every processor.",
     )
+    kernels: Literal["auto", "torch"] = Field(
+        "auto",
+        description="auto compiles kernels for bf16 steps on this processor, where there is a C compiler; torch does "
+        "without.",
+    )
     router: Literal["chain", "none"] = Field(
         "chain", description="Router of a request that names neither router nor expert."
     )

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -32,6 +33,7 @@ from server.engine.types import Branches, EngineObserver, IndicatorLogits, Occup
 from server.errors import EngineStopped, NonFiniteLogits, NotSelfSelecting, PromptTooLong, RequestTooLarge
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, IndicatorTokens, Prompt
+from server.model.native import Kernels, applies_to, load_kernels
 from server.model.sampling import Sampling, sample
 from server.threads import take_processors
 
@@ -44,7 +46,8 @@ Generating = tuple[SessionState, GenerateJob, int]  # a generation and the row o
 class EngineConfig:
     """Sizes. `step_tokens` bounds one step's work; a slot is `slot_rank` rank-1 terms in every adapted layer.
 
-    `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`).
+    `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`). Compiled
+    kernels are kept in `kernel_cache` (None: torch does without).
     """
 
     kv_memory_bytes: int
@@ -56,6 +59,7 @@ class EngineConfig:
     max_sessions: int = 64
     prefix_cache: bool = True
     threads: int | None = None
+    kernel_cache: Path | None = None
 
 
 class Engine:
@@ -74,6 +78,7 @@ class Engine:
             block_tokens=config.block_tokens,
             num_slots=config.num_slots,
             slot_rank=config.slot_rank,
+            kernels=_kernels(base, config.kernel_cache),
         )
         self.blocks = BlockPool(num_blocks=self._runner.kv.num_blocks, block_tokens=config.block_tokens)
         self._prefix = PrefixCache(self.blocks, enabled=config.prefix_cache)
@@ -368,6 +373,12 @@ class Engine:
         activated = branches.activated * (self.blocks.blocks_for(suffix) + 1)
         plain = branches.plain * self.blocks.blocks_for(len(prompt.tokens) + MAX_INDICATOR_TOKENS)
         return self.blocks.blocks_for(len(prompt.tokens)) + answer + activated + plain
+
+
+def _kernels(base: Base, cache: Path | None) -> Kernels | None:
+    if cache is None or not applies_to(next(base.model.parameters())):
+        return None
+    return load_kernels(cache)
 
 
 class Session:

@@ -11,6 +11,7 @@ from server.model.base import Base
 from server.model.fused import FusedDecoder, fusible
 from server.model.generic import GenericDecoder
 from server.model.lora import LoraArenas, Slots, arena_maker, plan_lora
+from server.model.native import Kernels
 
 _CHECK_TOKENS = 24
 # Root mean square difference to transformers' own logits, relative to their spread, that rounding can explain (in bf16
@@ -21,8 +22,18 @@ _CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 4e-
 class Runner:
     """Owns the model's weights, arenas and cache tensors. Takes the model over, after which it only runs here."""
 
-    def __init__(self, base: Base, *, kv_memory_bytes: int, block_tokens: int, num_slots: int, slot_rank: int) -> None:
+    def __init__(
+        self,
+        base: Base,
+        *,
+        kv_memory_bytes: int,
+        block_tokens: int,
+        num_slots: int,
+        slot_rank: int,
+        kernels: Kernels | None = None,
+    ) -> None:
         self._device = base.device
+        self._kernels = kernels if fusible(base.model) else None
         tokens = _check_sequence(base)
         with torch.inference_mode():
             expected, geometry = _reference_run(base, tokens)
@@ -34,7 +45,7 @@ class Runner:
             dtype=base.dtype,
             device=base.device,
         )
-        self._decoder = _new_decoder(base, num_slots=num_slots, slot_rank=slot_rank)
+        self._decoder = _new_decoder(base, num_slots=num_slots, slot_rank=slot_rank, kernels=self._kernels)
         with torch.inference_mode():
             self._check(base, tokens, expected)
 
@@ -58,8 +69,8 @@ class Runner:
         return self._decoder.forward(
             torch.tensor(tokens, device=self._device),
             torch.tensor(positions, device=self._device),
-            plan_attention(spans, self.kv),
-            plan_lora(slots_T, device=self._device),
+            plan_attention(spans, self.kv, self._kernels),
+            plan_lora(slots_T, device=self._device, native=self._kernels is not None),
             torch.tensor(wanted, dtype=torch.long, device=self._device),
         )
 
@@ -83,11 +94,13 @@ class Runner:
             )
 
 
-def _new_decoder(base: Base, *, num_slots: int, slot_rank: int) -> FusedDecoder | GenericDecoder:
+def _new_decoder(
+    base: Base, *, num_slots: int, slot_rank: int, kernels: Kernels | None
+) -> FusedDecoder | GenericDecoder:
     like = next(base.model.parameters())
-    new_arena = arena_maker(base.spec.linears, num_slots=num_slots, slot_rank=slot_rank, like=like)
+    new_arena = arena_maker(base.spec.linears, num_slots=num_slots, slot_rank=slot_rank, like=like, kernels=kernels)
     if fusible(base.model):
-        return FusedDecoder(base.model, new_arena)
+        return FusedDecoder(base.model, new_arena, kernels)
     return GenericDecoder(base.model, list(base.spec.linears), new_arena)
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from server.errors import BaseModelError
+from server.model.native import Kernels, NativeSpans
 
 # Legend: T tokens in the step, H query heads, K key/value heads, G = H / K, D head width, C block_tokens (capacity of
 # a block), B segments in a group, n query tokens of a segment, N blocks of a segment, S = N * C keys.
@@ -84,8 +85,9 @@ class AttentionPlan:
     """All index tensors of one step, made once and read by every layer."""
 
     kv: PagedKV
-    place_TK: Tensor  # [T * 2 K]: where a layer's [blocks * 2 K * C, D] holds each head of each token
-    groups: list["_Group"]
+    place_T: Tensor  # where a layer's [blocks * 2 K * C, D] holds head 0 of each token
+    place_TK: Tensor  # [T * 2 K]: the same for every head
+    groups: Sequence["_Group | _NativeGroup"]
     long_segments: list["_LongSegment"]
 
     def attend(
@@ -103,7 +105,13 @@ class AttentionPlan:
         cache = self.kv.layers[layer]
         # A NaN left in a block would reach its next owner through the unused tail: weight 0 times NaN is NaN.
         cache.view(-1, cache.shape[-1]).index_copy_(0, self.place_TK, kv_TKD.flatten(0, 1).nan_to_num())
-        call = _Call(query_THD, cache, scale, window, softcap)
+        return self.read(layer, query_THD, scale=scale, window=window, softcap=softcap)
+
+    def read(
+        self, layer: int, query_THD: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None
+    ) -> Tensor:
+        """[T, H, D]: as `attend`, for a step whose keys and values have been written."""
+        call = _Call(query_THD, self.kv.layers[layer], scale, window, softcap)
         output_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
         for group in self.groups:
             group.attend(call, output_THD)
@@ -112,20 +120,29 @@ class AttentionPlan:
         return output_THD
 
 
-def plan_attention(segments: Sequence[SegmentSpan], kv: PagedKV) -> AttentionPlan:
-    """Groups short segments of like shape for batched products; long ones go one by one."""
+def plan_attention(segments: Sequence[SegmentSpan], kv: PagedKV, kernels: Kernels | None = None) -> AttentionPlan:
+    """Short segments go together, long ones one by one. With kernels, short ones are read where they lie; else those
+    of like shape are gathered for batched products."""
     short = [s for s in segments if s.num_queries <= _GROUPED_QUERIES]
+    place_T = _places(segments, kv)
+    heads = torch.arange(2 * kv.num_kv_heads, device=kv.device) * kv.block_tokens
+    groups: list[_Group] | list[_NativeGroup]
+    if kernels is None:
+        groups = [_Group(members, kv) for members in _alike(short, kv.block_tokens)]
+    else:
+        groups = [_NativeGroup(short, kernels)] if short else []
     return AttentionPlan(
         kv=kv,
-        place_TK=_places(segments, kv),
-        groups=[_Group(members, kv) for members in _alike(short, kv.block_tokens)],
+        place_T=place_T,
+        place_TK=(place_T[:, None] + heads).flatten(),
+        groups=groups,
         long_segments=[_LongSegment(s, kv) for s in segments if s.num_queries > _GROUPED_QUERIES],
     )
 
 
 def _places(segments: Sequence[SegmentSpan], kv: PagedKV) -> Tensor:
     capacity, num_heads = kv.block_tokens, 2 * kv.num_kv_heads
-    first_T = torch.tensor(
+    return torch.tensor(
         [
             segment.blocks[p // capacity] * num_heads * capacity + p % capacity
             for segment in segments
@@ -133,7 +150,6 @@ def _places(segments: Sequence[SegmentSpan], kv: PagedKV) -> Tensor:
         ],
         device=kv.device,
     )
-    return (first_T[:, None] + torch.arange(num_heads, device=kv.device) * capacity).flatten()
 
 
 def _alike(segments: Sequence[SegmentSpan], block_tokens: int) -> list[list[SegmentSpan]]:
@@ -189,6 +205,18 @@ class _Call:
     scale: float
     window: int | None
     softcap: float | None
+
+
+class _NativeGroup:
+    """Short segments of any shape."""
+
+    def __init__(self, members: Sequence[SegmentSpan], kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._spans = NativeSpans([(s.first_token, s.num_queries, s.position, s.blocks) for s in members])
+
+    def attend(self, call: _Call, output_THD: Tensor) -> None:
+        assert call.softcap is None, "no model of the fused family caps its scores. This is a bug."
+        self._kernels.attend(call.query_THD, call.kv, output_THD, self._spans, call.scale, call.window)
 
 
 class _Group:

@@ -2,7 +2,8 @@
 
 A decode step of a small model is bound by the number of operations and by how its weights lie in memory. So query, key
 and value are one product, gate and up another, and on a CPU bf16 weights are kept in the blocked layout of oneDNN,
-which reads them twice as fast. Other architectures run through transformers' own modules (`generic`).
+which reads them twice as fast; what lies between the products is done by `native` kernels, or, without them, by
+torch. Other architectures run through transformers' own modules (`generic`).
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from transformers import (
 
 from server.model.attention import AttentionPlan
 from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
+from server.model.native import Kernels
 
 # Legend: T tokens in the step, W tokens whose logits are wanted, D head width, F width of the MLP, V vocabulary.
 
@@ -111,8 +113,9 @@ class _Layer:
 class FusedDecoder:
     """A model of the Llama family. Takes its weights over, so the model itself cannot run any more."""
 
-    def __init__(self, model: PreTrainedModel, new_arena: NewArena) -> None:
+    def __init__(self, model: PreTrainedModel, new_arena: NewArena, kernels: Kernels | None = None) -> None:
         body: Any = model.base_model
+        self._kernels = kernels
         self._num_heads: int = model.config.num_attention_heads
         self._num_kv_heads: int = model.config.num_key_value_heads
         self._embedding: Tensor = body.embed_tokens.weight.detach()
@@ -152,41 +155,62 @@ class FusedDecoder:
         """[W, V] logits of the wanted tokens."""
         hidden_TI = F.embedding(tokens_T, self._embedding)
         rotation = self._rotation(hidden_TI, positions_T)
+        delta_TI: Tensor | None = None
         for index, layer in enumerate(self._layers):
-            attended = self._attend(index, layer, layer.input_norm(hidden_TI), rotation, attention, lora)
-            hidden_TI = hidden_TI + layer.out(attended, lora)
-            gate_TF, up_TF = layer.gate_up(layer.mlp_norm(hidden_TI), lora).chunk(2, dim=-1)
-            hidden_TI = hidden_TI + layer.down(F.silu(gate_TF).mul_(up_TF), lora)
+            hidden_TI, x_TI = self._add_norm(hidden_TI, delta_TI, layer.input_norm)
+            attended = self._attend(index, layer, layer.qkv(x_TI, lora), rotation, attention)
+            hidden_TI, x_TI = self._add_norm(hidden_TI, layer.out(attended, lora), layer.mlp_norm)
+            delta_TI = layer.down(self._swiglu(layer.gate_up(x_TI, lora)), lora)
         if not len(wanted_W):
             return hidden_TI.new_empty(0, 0)
-        return self._head(self._norm(hidden_TI.index_select(0, wanted_W)))
+        assert delta_TI is not None, "a decoder has layers. This is a bug."
+        _, x_WI = self._add_norm(hidden_TI[wanted_W], delta_TI[wanted_W], self._norm)
+        return self._head(x_WI)
+
+    def _add_norm(self, hidden_TI: Tensor, delta_TI: Tensor | None, norm: _Norm) -> tuple[Tensor, Tensor]:
+        """The sum of both, and that normalised. May reuse the memory of `hidden_TI`."""
+        if self._kernels is not None:
+            return hidden_TI, self._kernels.add_norm(hidden_TI, delta_TI, norm.weight, norm.epsilon)
+        hidden_TI = hidden_TI if delta_TI is None else hidden_TI + delta_TI
+        return hidden_TI, norm(hidden_TI)
+
+    def _swiglu(self, gate_up: Tensor) -> Tensor:
+        """[T, 2 F] -> [T, F]"""
+        if self._kernels is not None:
+            return self._kernels.swiglu(gate_up)
+        gate_TF, up_TF = gate_up.chunk(2, dim=-1)
+        return F.silu(gate_TF).mul_(up_TF)
 
     def _rotation(self, hidden_TI: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines [T, 1, D], so that rotating x is x * cos + roll(x, D / 2) * sin."""
+        """Cosines and signed sines [T, D], so that rotating x is x * cos + roll(x, D / 2) * sin; fp32 for kernels."""
         cos, sin = self._rotary(hidden_TI[None], positions_T[None])
         half = sin.shape[-1] // 2
         signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
-        return cos[0, :, None], signed[:, None]
+        return (cos[0], signed) if self._kernels is None else (cos[0].float(), signed.float())
 
     def _attend(
         self,
         index: int,
         layer: _Layer,
-        x_TI: Tensor,
+        qkv: Tensor,
         rotation: tuple[Tensor, Tensor],
         attention: AttentionPlan,
-        lora: LoraPlan | None,
     ) -> Tensor:
-        """[T, H * D]"""
+        """[T, H * D] of queries, keys and values [T, (H + 2 K) * D] side by side."""
         num_queries, num_rotated = self._num_heads, self._num_heads + self._num_kv_heads
-        qkv = layer.qkv(x_TI, lora).view(x_TI.shape[0], num_rotated + self._num_kv_heads, -1)
-        rotated, values = qkv[:, :num_rotated], qkv[:, num_rotated:]
+        qkv = qkv.view(qkv.shape[0], num_rotated + self._num_kv_heads, -1)
         if layer.head_norms is not None:
             of_queries, of_keys = layer.head_norms
-            rotated = torch.cat((of_queries(rotated[:, :num_queries]), of_keys(rotated[:, num_queries:])), dim=1)
-        cos, sin = rotation
+            normed = (of_queries(qkv[:, :num_queries]), of_keys(qkv[:, num_queries:num_rotated]))
+            qkv = torch.cat((*normed, qkv[:, num_rotated:]), dim=1)
+        if self._kernels is not None:
+            cache = attention.kv.layers[index]
+            self._kernels.rotate_and_store(qkv, *rotation, cache, attention.place_T, num_rotated=num_rotated)
+            return attention.read(index, qkv[:, :num_queries], scale=layer.scale, window=layer.window).flatten(1)
+        cos, sin = rotation[0][:, None], rotation[1][:, None]
+        rotated = qkv[:, :num_rotated]
         rotated = torch.addcmul(rotated * cos, rotated.roll(rotated.shape[-1] // 2, -1), sin)
-        kv = torch.cat((rotated[:, num_queries:], values), dim=1)
+        kv = torch.cat((rotated[:, num_queries:], qkv[:, num_rotated:]), dim=1)
         output = attention.attend(index, rotated[:, :num_queries], kv, scale=layer.scale, window=layer.window)
         return output.flatten(1)
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from server.model.native import Kernels, NativeParts, NativeRuns
+
 # Legend: T tokens in the step, I/O input and output width of a linear, P linears side by side, S slots, K slot_rank,
 # m tokens of the longest run of a batch, r an expert's rank.
 
@@ -76,16 +78,28 @@ class LoraPlan:
     present: frozenset[int]  # first slots of the experts at work
     runs: Sequence[_Run]
     batches: Sequence[_Batch]
+    native: NativeRuns | None  # all short runs, where there are kernels; then there are no batches
 
 
-def plan_lora(slots_T: Sequence[Slots | None], *, device: torch.device) -> LoraPlan | None:
+def plan_lora(slots_T: Sequence[Slots | None], *, device: torch.device, native: bool = False) -> LoraPlan | None:
     """The plan for a step whose token t uses `slots_T[t]`; None where every token is the base's.
 
-    Any order is right; adjacent tokens of one expert are what makes it fast.
+    Any order is right; adjacent tokens of one expert are what makes it fast. `native`: kernels take the short runs.
     """
     runs = list(_runs(slots_T))
     if not runs:
         return None
+    present = frozenset(run.slots.start for run in runs)
+    if native:
+        long = [run for run in runs if run.stop - run.start >= _LONG_RUN]
+        table = [(r.start, r.stop, r.slots.start, r.slots.stop) for r in runs if r.stop - r.start < _LONG_RUN]
+        return LoraPlan(present, long, (), NativeRuns(table) if table else None)
+    long, batches = _batched(runs, device)
+    return LoraPlan(present, long, batches, None)
+
+
+def _batched(runs: Sequence[_Run], device: torch.device) -> tuple[list[_Run], list[_Batch]]:
+    """Long runs, and short ones of like length together."""
     short: dict[int, list[_Run]] = defaultdict(list)
     long = []
     for run in runs:
@@ -100,7 +114,7 @@ def plan_lora(slots_T: Sequence[Slots | None], *, device: torch.device) -> LoraP
             long += members
         else:
             batches.append(_batch(members, device))
-    return LoraPlan(frozenset(run.slots.start for run in runs), long, batches)
+    return long, batches
 
 
 def _runs(slots_T: Sequence[Slots | None]) -> Iterator[_Run]:
@@ -145,7 +159,7 @@ def _batch(runs: Sequence[_Run], device: torch.device) -> _Batch:
 class Arena:
     """The terms of all experts on the device for linears that read the same input, side by side.
 
-    On a CPU they are kept in fp32, whose small batched products take half the time bf16's do.
+    On a CPU without kernels they are kept in fp32, whose small batched products take half the time bf16's do.
     """
 
     def __init__(
@@ -157,6 +171,7 @@ class Arena:
         slot_rank: int,
         dtype: torch.dtype,
         device: torch.device,
+        kernels: Kernels | None = None,
     ) -> None:
         width_in, widths_out = features
         self.paths = tuple(paths)
@@ -166,6 +181,8 @@ class Arena:
         self.b = [torch.zeros(num_slots, slot_rank, width, dtype=dtype, device=device) for width in widths_out]
         edges = [sum(widths_out[:i]) for i in range(len(widths_out) + 1)]
         self._columns = [slice(*edges[i : i + 2]) for i in range(len(widths_out))]
+        self._kernels = kernels
+        self._native_b = NativeParts(self.b) if kernels is not None else None
 
     def write(self, slots: Slots, weights: AdapterWeights) -> None:
         """Puts an expert's terms into its slots; zeros where it does not target a linear."""
@@ -200,6 +217,10 @@ class Arena:
         for run in plan.runs:
             if run.slots.start in self._users:
                 self._add_run(y_TO, x_TI, run)
+        if plan.native is not None:
+            assert self._kernels is not None, "a plan for kernels met an arena without. This is a bug."
+            assert self._native_b is not None, "kernels come with their view of the outputs. This is a bug."
+            self._kernels.add_terms(y_TO, x_TI, self.a, self._native_b, plan.native)
         for batch in plan.batches:
             self._add_batch(y_TO, x_TI, batch)
 
@@ -282,14 +303,26 @@ class LoraArenas:
 NewArena = Callable[[Sequence[str]], Arena]  # for linears that read the same input, by module path
 
 
-def arena_maker(linears: Mapping[str, tuple[int, int]], *, num_slots: int, slot_rank: int, like: Tensor) -> NewArena:
+def arena_maker(
+    linears: Mapping[str, tuple[int, int]],
+    *,
+    num_slots: int,
+    slot_rank: int,
+    like: Tensor,
+    kernels: Kernels | None = None,
+) -> NewArena:
     """Makes arenas for the linears of one model, whose (input, output) widths `linears` gives by module path."""
-    dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+    dtype = torch.float32 if like.device.type == "cpu" and kernels is None else like.dtype
 
     def new_arena(paths: Sequence[str]) -> Arena:
-        features = (linears[paths[0]][0], [linears[path][1] for path in paths])
         return Arena(
-            paths, features=features, num_slots=num_slots, slot_rank=slot_rank, dtype=dtype, device=like.device
+            paths,
+            features=(linears[paths[0]][0], [linears[path][1] for path in paths]),
+            num_slots=num_slots,
+            slot_rank=slot_rank,
+            dtype=dtype,
+            device=like.device,
+            kernels=kernels,
         )
 
     return new_arena

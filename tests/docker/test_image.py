@@ -98,6 +98,7 @@ def test_the_converted_base_is_where_the_server_looks_for_it() -> None:
     assert "cache=Path('cache')" in convert.text
     assert convert.text.endswith("&& chmod -R a+rX cache"), "the container's user could not read it"
     assert image_environment()["RELAY_CACHE"] == f"{workdir}/cache"
+    assert "build(Path('cache'), level)" in convert.text, "the compiled kernels would be missing"
     assert f"--from=build {workdir} {workdir}" in _final("COPY")
 
 

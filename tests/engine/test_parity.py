@@ -1,6 +1,7 @@
 """A request's tokens are the same alone, in any mixed batch, after a probe, and in PEFT."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,10 +120,12 @@ def test_computed_tokens_show_one_prefill_for_all_activated_experts(world: World
     assert asyncio.run(computed()) == prompt.body_length + len(asked) * suffix + answer_tokens
 
 
-def test_bf16_logits_stay_within_tolerance_of_peft(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_kernels", [False, True])
+def test_bf16_logits_stay_within_tolerance_of_peft(world: World, tmp_path: Path, with_kernels: bool) -> None:
     """Root mean square difference below 0.06 of the logits' spread: bf16 rounds each of the layers' sums to 8 bits."""
     base = load_base(str(world.folder), dtype="bf16", device="cpu", cache=tmp_path)
-    engine = Engine(base, ChatFormat(base.tokenizer), small_config(), Recorder())
+    config = replace(small_config(), kernel_cache=tmp_path if with_kernels else None)
+    engine = Engine(base, ChatFormat(base.tokenizer), config, Recorder())
     engine.start()
     prompt = prompt_of(world, 1)
 

@@ -15,6 +15,7 @@ from server.model.attention import (
     paged_attention,
     plan_attention,
 )
+from server.model.native import Kernels
 
 HEADS, KV_HEADS, WIDTH, CAPACITY = 6, 2, 16, 4
 SHAPES = {
@@ -65,6 +66,49 @@ def test_grouped_attention_equals_one_segment_at_a_time(
         expected = attend_segment(query[0].transpose(0, 1)[tokens], keys, values, mask=mask, scale=0.3, softcap=softcap)
         tolerance = 1e-5 if dtype == torch.float32 else 3e-2
         torch.testing.assert_close(output[0, tokens], expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("width", [16, 64, 128])
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernels_attend_as_one_segment_at_a_time(shape: str, window: int | None, width: int, kernels: Kernels) -> None:
+    torch.manual_seed(0)
+    kv = PagedKV(
+        geometry=KVGeometry(1, KV_HEADS, width),
+        num_blocks=120,
+        block_tokens=CAPACITY,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+    )
+    kv.layers[0].normal_()
+    spans, total = lay_out(SHAPES[shape])
+    qkv = torch.randn(total, HEADS + 2 * KV_HEADS, width).bfloat16()
+    query = qkv[:, :HEADS]  # its tokens do not lie one behind the other
+    output = plan_attention(spans, kv, kernels).read(0, query, scale=0.3, window=window)
+
+    for span in spans:
+        tokens = slice(span.first_token, span.first_token + span.num_queries)
+        keys, values = kv.layers[0][span.blocks].transpose(1, 2).flatten(0, 1)[: span.num_keys].float().chunk(2, dim=1)
+        mask = allowed_keys(torch.arange(span.position, span.num_keys), span.num_keys, window)
+        expected = attend_segment(query[tokens].float(), keys, values, mask=mask, scale=0.3, softcap=None)
+        torch.testing.assert_close(output[tokens].float(), expected, atol=2e-2, rtol=1e-2)
+
+
+def test_a_nan_in_a_query_reaches_its_own_answer_and_no_other(kernels: Kernels) -> None:
+    kv = PagedKV(
+        geometry=KVGeometry(1, KV_HEADS, 64),
+        num_blocks=20,
+        block_tokens=CAPACITY,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+    )
+    spans = [SegmentSpan(0, 1, 6, [1, 2]), SegmentSpan(1, 1, 3, [3])]
+    query = torch.randn(2, HEADS, 64).bfloat16()
+    query[0, 0] = torch.nan
+    output = plan_attention(spans, kv, kernels).read(0, query, scale=1.0)
+    assert output[0, 0].isnan().all()
+    assert output[0, 1:].isfinite().all()
+    assert output[1].isfinite().all()
 
 
 def test_mask_allows_the_past_within_the_window() -> None:

@@ -11,6 +11,7 @@ from server.model.base import Base, load_base
 from server.model.fused import FusedDecoder, can_pack, fusible, pack, packed_linear
 from server.model.generic import GenericDecoder
 from server.model.lora import AdapterWeights, Slots, Terms, arena_maker, plan_lora
+from server.model.native import Kernels
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -27,11 +28,13 @@ SPANS = [
 SLOTS_T: list[Slots | None] = [None] * 20 + [EXPERTS[0][0]] * 19 + [EXPERTS[1][0]]
 
 
-def logits(base: Base, *, fused: bool) -> torch.Tensor:
+def logits(base: Base, *, fused: bool, kernels: Kernels | None = None) -> torch.Tensor:
     like = next(base.model.parameters())
-    new_arena = arena_maker(base.spec.linears, num_slots=NUM_SLOTS, slot_rank=SLOT_RANK, like=like)
+    new_arena = arena_maker(base.spec.linears, num_slots=NUM_SLOTS, slot_rank=SLOT_RANK, like=like, kernels=kernels)
     decoder = (
-        FusedDecoder(base.model, new_arena) if fused else GenericDecoder(base.model, list(base.spec.linears), new_arena)
+        FusedDecoder(base.model, new_arena, kernels)
+        if fused
+        else GenericDecoder(base.model, list(base.spec.linears), new_arena)
     )
     generator = torch.Generator().manual_seed(0)
     for slots, rank in EXPERTS:
@@ -51,8 +54,8 @@ def logits(base: Base, *, fused: bool) -> torch.Tensor:
         return decoder.forward(
             torch.randint(0, 400, (num_tokens,), generator=generator),
             torch.tensor(positions),
-            plan_attention(SPANS, kv),
-            plan_lora(SLOTS_T, device=CPU),
+            plan_attention(SPANS, kv, kernels),
+            plan_lora(SLOTS_T, device=CPU, native=kernels is not None),
             torch.tensor([19, 37, 38, 39]),
         ).float()
 
@@ -69,6 +72,20 @@ def test_fused_equals_transformers(family: str, dtype: str, tolerance: float, tm
     expected, actual = logits(load(), fused=False), logits(load(), fused=True)
     assert expected.shape == (4, 400)
     assert float((actual - expected).square().mean().sqrt() / expected.std()) < tolerance
+
+
+@pytest.mark.parametrize("family", FUSIBLE)
+def test_kernels_equal_transformers(family: str, kernels: Kernels, tmp_path: Path) -> None:
+    folder = tiny.write_base(tmp_path / "base", family)
+    expected = logits(load_base(str(folder), dtype="fp32", device="cpu", cache=tmp_path), fused=False)
+    bases = [load_base(str(folder), dtype="bf16", device="cpu", cache=tmp_path) for _ in range(2)]
+    in_torch, in_kernels = logits(bases[0], fused=True), logits(bases[1], fused=True, kernels=kernels)
+
+    def error(actual: torch.Tensor) -> float:
+        return float((actual - expected).square().mean().sqrt() / expected.std())
+
+    assert error(in_kernels) < 5e-2
+    assert error(in_kernels) < 1.2 * error(in_torch)  # fewer roundings, so hardly ever worse
 
 
 @pytest.mark.parametrize("family", sorted({*tiny.FAMILIES} - {*FUSIBLE}))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.model.lora import AdapterWeights, Arena, Slots, Terms, add_reference, plan_lora
+from server.model.native import Kernels
 
 WIDTH_IN, WIDTHS_OUT, NUM_SLOTS, SLOT_RANK = 24, (40, 16, 8), 48, 8
 PATHS = ("q", "k", "v")
@@ -33,9 +34,15 @@ POPULARITIES: dict[str, list[int | None]] = {
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
-def filled_arena(dtype: torch.dtype = torch.float32) -> Arena:
+def filled_arena(dtype: torch.dtype = torch.float32, kernels: Kernels | None = None) -> Arena:
     arena = Arena(
-        PATHS, features=(WIDTH_IN, WIDTHS_OUT), num_slots=NUM_SLOTS, slot_rank=SLOT_RANK, dtype=dtype, device=CPU
+        PATHS,
+        features=(WIDTH_IN, WIDTHS_OUT),
+        num_slots=NUM_SLOTS,
+        slot_rank=SLOT_RANK,
+        dtype=dtype,
+        device=CPU,
+        kernels=kernels,
     )
     generator = torch.Generator().manual_seed(0)
     for slots, rank in zip(EXPERTS, RANKS, strict=True):
@@ -49,13 +56,13 @@ def filled_arena(dtype: torch.dtype = torch.float32) -> Arena:
     return arena
 
 
-def check(slots_T: list[Slots | None], dtype: torch.dtype) -> None:
-    arena = filled_arena(dtype)
+def check(slots_T: list[Slots | None], dtype: torch.dtype, kernels: Kernels | None = None) -> None:
+    arena = filled_arena(dtype, kernels)
     x_TI = torch.randn(len(slots_T), WIDTH_IN, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected = torch.ones(len(slots_T), sum(WIDTHS_OUT), dtype=dtype)
     actual = expected.clone()
     add_reference(arena, expected, x_TI, slots_T)
-    arena.add(actual, x_TI, plan_lora(slots_T, device=CPU))
+    arena.add(actual, x_TI, plan_lora(slots_T, device=CPU, native=kernels is not None))
     scale = float(expected.float().abs().max())
     torch.testing.assert_close(actual.float(), expected.float(), atol=TOLERANCE[dtype] * scale, rtol=0)
 
@@ -64,6 +71,17 @@ def check(slots_T: list[Slots | None], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("popularity", POPULARITIES)
 def test_batches_equal_the_loop(popularity: str, dtype: torch.dtype) -> None:
     check([None if i is None else EXPERTS[i] for i in POPULARITIES[popularity]], dtype)
+
+
+@pytest.mark.parametrize("popularity", POPULARITIES)
+def test_kernels_equal_the_loop(popularity: str, kernels: Kernels) -> None:
+    check([None if i is None else EXPERTS[i] for i in POPULARITIES[popularity]], torch.bfloat16, kernels)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([None, *EXPERTS]), min_size=1, max_size=40))
+def test_any_order_of_tokens_equals_the_loop_in_kernels(kernels: Kernels, slots_T: list[Slots | None]) -> None:
+    check(slots_T, torch.bfloat16, kernels)
 
 
 @settings(max_examples=100, deadline=None)
@@ -111,6 +129,16 @@ def test_an_erased_expert_adds_nothing() -> None:
     arena.add(y_TO, torch.ones(2, WIDTH_IN), plan_lora([EXPERTS[1], EXPERTS[2]], device=CPU))
     assert float(y_TO[0].abs().max()) == 0
     assert float(y_TO[1].abs().max()) > 0
+
+
+def test_an_overflowing_expert_does_not_touch_its_neighbours_in_kernels(kernels: Kernels) -> None:
+    arena = filled_arena(torch.bfloat16, kernels)
+    arena.a[EXPERTS[2].start] = 3e38
+    slots_T: list[Slots | None] = [None, EXPERTS[0], EXPERTS[2], EXPERTS[5], EXPERTS[1]]
+    y_TO = torch.zeros(len(slots_T), sum(WIDTHS_OUT), dtype=torch.bfloat16)
+    x_TI = torch.ones(len(slots_T), WIDTH_IN, dtype=torch.bfloat16)
+    arena.add(y_TO, x_TI, plan_lora(slots_T, device=CPU, native=True))
+    assert [bool(row.isfinite().all()) for row in y_TO] == [True, True, False, True, True]
 
 
 @pytest.mark.parametrize("length", [1, 2, 20])

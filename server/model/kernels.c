@@ -1,0 +1,313 @@
+/* The small operations of a bf16 decode step on a CPU, each as one pass over memory. Knows rows, blocks and slots;
+ * nothing of layers, sequences or experts.
+ *
+ * A step of a small model is bound by how many operations it has and how often it copies. So what torch needs a dozen
+ * operations for is one function here, and keys, values and experts' terms are read where they lie. All sums are fp32.
+ * `operations` holds the same functions in torch; tests hold the two against each other.
+ *
+ * bf16 numbers are the upper halves of fp32 numbers. Loops over a row are left to the compiler to vectorise.
+ * Compiled with -fopenmp but not linked to an OpenMP library: the calls go to the one torch has loaded, so that there
+ * is one team of threads (see server.threads).
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+static inline float wide(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+static inline bf16 narrow(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* to nearest, ties to even */
+    uint32_t nan = bits >> 16 | 0x40;
+    return (bf16)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
+}
+
+/* As torch's nan_to_num: NaN is 0, an infinity the largest number. */
+static inline bf16 cleaned(bf16 x) {
+    bf16 magnitude = x & 0x7fff;
+    if (magnitude > 0x7f80) return 0;
+    return magnitude == 0x7f80 ? (bf16)(x - 1) : x;
+}
+
+/* e^x for x <= 0, to a few units in the last place: 2^n times a polynomial for the fraction; NaN stays NaN. */
+static inline float exp_negative(float x) {
+    float y = x * 1.44269504f;
+    y = y < -126.0f ? -126.0f : y;
+    float n = floorf(y + 0.5f), f = (y - n) * 0.693147181f;
+    float p = 1.0f + f * (1.0f + f * (0.5f + f * (1.0f / 6 + f * (1.0f / 24 + f * (1.0f / 120 + f * (1.0f / 720))))));
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+}
+
+/* sum += delta where there is one, then out = sum / rms(sum) * weight; all [rows, width]. */
+void add_norm(bf16 *sum, const bf16 *delta, const bf16 *weight, bf16 *out, int64_t rows, int64_t width, float epsilon) {
+#pragma omp parallel for if (rows > 4)
+    for (int64_t r = 0; r < rows; r++) {
+        bf16 *s = sum + r * width, *o = out + r * width;
+        if (delta)
+            for (int64_t i = 0; i < width; i++) s[i] = narrow(wide(s[i]) + wide(delta[r * width + i]));
+        float squares = 0;
+        for (int64_t i = 0; i < width; i++) squares += wide(s[i]) * wide(s[i]);
+        float factor = 1.0f / sqrtf(squares / (float)width + epsilon);
+        for (int64_t i = 0; i < width; i++) o[i] = narrow(wide(s[i]) * factor * wide(weight[i]));
+    }
+}
+
+/* out = silu(gate) * up; gate_up [rows, 2 * width] holds the gates of a row, then its ups. */
+void swiglu(const bf16 *gate_up, bf16 *out, int64_t rows, int64_t width) {
+#pragma omp parallel for if (rows > 2)
+    for (int64_t r = 0; r < rows; r++) {
+        const bf16 *gate = gate_up + r * 2 * width, *up = gate + width;
+        for (int64_t i = 0; i < width; i++) {
+            float g = wide(gate[i]), e = exp_negative(-fabsf(g)); /* silu(g) = g / (1 + e^-g), of a number that fits */
+            out[r * width + i] = narrow(g * (g < 0 ? e : 1.0f) / (1.0f + e) * wide(up[i]));
+        }
+    }
+}
+
+/* Rotates the first `rotated` of a row's heads in place, then writes the last 2 * kv_heads into the cache, cleaned.
+ *
+ * qkv [tokens, heads, D]; cos and signed sin [tokens, D], so that rotating x is x * cos + roll(x, D / 2) * sin;
+ * head h of token t goes to cache row place[t] + h * block_tokens, rows of D numbers. */
+void rotate_and_store(bf16 *qkv, const float *cos, const float *sin, bf16 *cache, const int64_t *place, int64_t tokens,
+                      int64_t heads, int64_t rotated, int64_t kv_heads, int64_t D, int64_t block_tokens) {
+#pragma omp parallel for if (tokens > 4)
+    for (int64_t t = 0; t < tokens; t++) {
+        bf16 *row = qkv + t * heads * D;
+        const float *c = cos + t * D, *s = sin + t * D;
+        for (int64_t h = 0; h < rotated; h++) {
+            bf16 *x = row + h * D;
+            for (int64_t i = 0; i < D / 2; i++) {
+                float low = wide(x[i]), high = wide(x[i + D / 2]);
+                x[i] = narrow(low * c[i] + high * s[i]);
+                x[i + D / 2] = narrow(high * c[i + D / 2] + low * s[i + D / 2]);
+            }
+        }
+        for (int64_t h = 0; h < 2 * kv_heads; h++) {
+            const bf16 *from = row + (heads - 2 * kv_heads + h) * D;
+            bf16 *to = cache + (place[t] + h * block_tokens) * D;
+            for (int64_t i = 0; i < D; i++) to[i] = cleaned(from[i]);
+        }
+    }
+}
+
+/* Where `attend` finds things; see there. */
+typedef struct {
+    const bf16 *query, *cache;
+    bf16 *out;
+    const int64_t *table;
+    int64_t query_stride, heads, kv_heads, block_tokens, window;
+    float scale;
+} Attention;
+
+enum { LANES = 16 };
+
+/* Highest score so far, sum of the weights, and the weighted values of one query, all relative to that score. */
+static inline __attribute__((always_inline)) void absorb(const float *q, const float *keys, const float *values,
+                                                         float *scores, float *sum, int64_t num, int64_t D) {
+    float *highest = sum + D, *total = sum + D + 1, top = *highest, added = 0;
+    for (int64_t k = 0; k < num; k++) {
+        float dot = 0;
+        for (int64_t i = 0; i < D; i++) dot += q[i] * keys[k * D + i];
+        scores[k] = dot;
+    }
+    for (int64_t k = 0; k < num; k++) top = scores[k] > top ? scores[k] : top;
+    float shrink = exp_negative(*highest - top); /* 1 where nothing has changed */
+    for (int64_t k = 0; k < num; k++) scores[k] = exp_negative(scores[k] - top);
+    for (int64_t k = 0; k < num; k++) added += scores[k];
+    for (int64_t low = 0; low < D; low += LANES) {
+        int64_t lanes = D - low < LANES ? D - low : LANES;
+        float own[LANES];
+        for (int64_t i = 0; i < lanes; i++) own[i] = sum[low + i] * shrink;
+        for (int64_t k = 0; k < num; k++)
+            for (int64_t i = 0; i < lanes; i++) own[i] += scores[k] * values[k * D + low + i];
+        for (int64_t i = 0; i < lanes; i++) sum[low + i] = own[i];
+    }
+    *total = *total * shrink + added;
+    *highest = top;
+}
+
+/* One segment's queries of the heads that share one head of keys and values. Inlined for each common D. */
+static inline __attribute__((always_inline)) void attend_head(const Attention *call, int64_t first, int64_t count,
+                                                              int64_t position, const int64_t *table, int64_t head,
+                                                              float *scratch, int64_t D) {
+    int64_t group = call->heads / call->kv_heads, C = call->block_tokens, window = call->window;
+    float *keys = scratch, *values = keys + C * D, *scores = values + C * D, *queries = scores + C;
+    float *sums = queries + count * group * D;
+    memset(sums, 0, (size_t)(count * group * (D + 2)) * sizeof *sums);
+    for (int64_t q = 0; q < count * group; q++) {
+        const bf16 *from = call->query + (first + q / group) * call->query_stride + (head * group + q % group) * D;
+        for (int64_t i = 0; i < D; i++) queries[q * D + i] = wide(from[i]) * call->scale;
+        sums[q * (D + 2) + D] = -INFINITY;
+    }
+    int64_t oldest = window && position >= window ? position - window + 1 : 0;
+    for (int64_t b = oldest / C; b <= (position + count - 1) / C; b++) {
+        const bf16 *block = call->cache + (table[b] * 2 * call->kv_heads + head) * C * D;
+        const bf16 *block_values = block + call->kv_heads * C * D;
+        for (int64_t i = 0; i < C * D; i++) keys[i] = wide(block[i]);
+        for (int64_t i = 0; i < C * D; i++) values[i] = wide(block_values[i]);
+        for (int64_t n = 0; n < count; n++) {
+            int64_t at = position + n - b * C, to = at < C ? at + 1 : C; /* within the block */
+            int64_t from = window && at - window + 1 > 0 ? at - window + 1 : 0;
+            for (int64_t g = 0; g < group && from < to; g++)
+                absorb(queries + (n * group + g) * D, keys + from * D, values + from * D, scores,
+                       sums + (n * group + g) * (D + 2), to - from, D);
+        }
+    }
+    for (int64_t n = 0; n < count; n++)
+        for (int64_t g = 0; g < group; g++) {
+            const float *sum = sums + (n * group + g) * (D + 2);
+            bf16 *o = call->out + ((first + n) * call->heads + head * group + g) * D;
+            for (int64_t i = 0; i < D; i++) o[i] = narrow(sum[i] / sum[D + 1]);
+        }
+}
+
+/* Attention of the segments to their own sequences' keys and values, where they lie in the cache.
+ *
+ * Segment s: query tokens [first[s], first[s] + count[s]), the first at position[s]; its blocks are
+ * table[table_start[s]], ... A block holds kv_heads times [block_tokens, D] of keys, then as many of values.
+ * query: token t's head h at t * query_stride + h * D; out [tokens, heads, D]. window 0: all that went before.
+ * scratch: for each segment and kv head (2 D + 1) * block_tokens + (2 D + 2) * queries that share it. */
+void attend(const bf16 *query, int64_t query_stride, const bf16 *cache, bf16 *out, const int64_t *first,
+            const int64_t *count, const int64_t *position, const int64_t *table_start, const int64_t *table,
+            int64_t segments, int64_t heads, int64_t kv_heads, int64_t D, int64_t block_tokens, float scale,
+            int64_t window, float *scratch, int64_t scratch_size) {
+    Attention call = {query, cache, out, table, query_stride, heads, kv_heads, block_tokens, window, scale};
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t item = 0; item < segments * kv_heads; item++) {
+        int64_t s = item / kv_heads, head = item % kv_heads;
+        const int64_t *blocks = table + table_start[s];
+        float *own = scratch + item * scratch_size;
+        if (D == 64)
+            attend_head(&call, first[s], count[s], position[s], blocks, head, own, 64);
+        else if (D == 128)
+            attend_head(&call, first[s], count[s], position[s], blocks, head, own, 128);
+        else
+            attend_head(&call, first[s], count[s], position[s], blocks, head, own, D);
+    }
+}
+
+/* Tokens [start, start + count) through slots [slot, slot + slots); h has room for count * slots * terms numbers. */
+typedef struct {
+    int64_t start, count, slot, slots;
+    float *h;
+} Run;
+
+/* h = x A^T for the run's rows [low, high) of A, of which there are slots * terms. */
+static inline void project(const Run *run, const bf16 *x, const bf16 *a, int64_t I, int64_t terms, int64_t low,
+                           int64_t high) {
+    for (int64_t t = 0; t < run->count; t++) {
+        const bf16 *in = x + (run->start + t) * I;
+        float *h = run->h + t * run->slots * terms;
+        int64_t row = low;
+        for (; row + 4 <= high; row += 4) {
+            const bf16 *r = a + (run->slot * terms + row) * I;
+            float d0 = 0, d1 = 0, d2 = 0, d3 = 0;
+            for (int64_t i = 0; i < I; i++) {
+                float v = wide(in[i]);
+                d0 += v * wide(r[i]);
+                d1 += v * wide(r[I + i]);
+                d2 += v * wide(r[2 * I + i]);
+                d3 += v * wide(r[3 * I + i]);
+            }
+            h[row] = d0, h[row + 1] = d1, h[row + 2] = d2, h[row + 3] = d3;
+        }
+        for (; row < high; row++) {
+            const bf16 *r = a + (run->slot * terms + row) * I;
+            float dot = 0;
+            for (int64_t i = 0; i < I; i++) dot += wide(in[i]) * wide(r[i]);
+            h[row] = dot;
+        }
+    }
+}
+
+enum { CHUNK = 256 }; /* columns whose sums stay in the first cache */
+
+/* y += h B for columns [low, high) of one part, which begins at column `edge` and is `width` wide; b [slots, rank, width]. */
+static inline void expand(const Run *run, bf16 *y, int64_t y_stride, const bf16 *b, int64_t edge, int64_t width,
+                          int64_t part, int64_t terms, int64_t rank, int64_t low, int64_t high) {
+    for (int64_t from = low; from < high; from += CHUNK) {
+        int64_t num = high - from < CHUNK ? high - from : CHUNK;
+        for (int64_t t = 0; t < run->count; t++) {
+            float sum[CHUNK] = {0};
+            for (int64_t s = 0; s < run->slots; s++) {
+                const float *h = run->h + (t * run->slots + s) * terms + part * rank;
+                const bf16 *rows = b + (run->slot + s) * rank * width + from - edge;
+                int64_t z = 0;
+                for (; z + 4 <= rank; z += 4) {
+                    const bf16 *r = rows + z * width;
+                    float h0 = h[z], h1 = h[z + 1], h2 = h[z + 2], h3 = h[z + 3];
+                    for (int64_t i = 0; i < num; i++)
+                        sum[i] += h0 * wide(r[i]) + h1 * wide(r[width + i]) + h2 * wide(r[2 * width + i]) +
+                                  h3 * wide(r[3 * width + i]);
+                }
+                for (; z < rank; z++)
+                    for (int64_t i = 0; i < num; i++) sum[i] += h[z] * wide(rows[z * width + i]);
+            }
+            bf16 *o = y + (run->start + t) * y_stride + from;
+            for (int64_t i = 0; i < num; i++) o[i] = narrow(wide(o[i]) + sum[i]);
+        }
+    }
+}
+
+/* `expand` for columns [low, high) of all parts side by side. */
+static inline void expand_parts(const Run *run, bf16 *y, int64_t y_stride, const bf16 *const *b, const int64_t *edge,
+                                int64_t parts, int64_t rank, int64_t low, int64_t high) {
+    for (int64_t p = 0; p < parts; p++) {
+        int64_t from = edge[p] > low ? edge[p] : low, to = edge[p + 1] < high ? edge[p + 1] : high;
+        if (from < to)
+            expand(run, y, y_stride, b[p], edge[p], edge[p + 1] - edge[p], p, parts * rank, rank, from, to);
+    }
+}
+
+/* y += x A^T B for runs of tokens that each have their own slots.
+ *
+ * Run r: tokens [table[4 r], table[4 r + 1]) through slots [table[4 r + 2], table[4 r + 3]). a [slots, parts, rank, I];
+ * part p of a token's output, its columns [edge[p], edge[p + 1]), adds what b[p] [slots, rank, width of p] makes of it.
+ * h: room for parts * rank numbers for each pair of a token and one of its slots.
+ * Many runs are dealt out to the threads whole, a few are cut into rows and columns. */
+void add_terms(bf16 *y, int64_t y_stride, const bf16 *x, int64_t I, const bf16 *a, const bf16 *const *b,
+               const int64_t *edge, const int64_t *table, int64_t runs, int64_t parts, int64_t rank, float *h) {
+    int64_t terms = parts * rank, columns = edge[parts], before = 0;
+    Run run[runs];
+    for (int64_t r = 0; r < runs; r++) {
+        const int64_t *row = table + 4 * r;
+        run[r] = (Run){row[0], row[1] - row[0], row[2], row[3] - row[2], h + before * terms};
+        before += run[r].count * run[r].slots;
+    }
+    if (runs >= 4) {
+#pragma omp parallel for schedule(dynamic)
+        for (int64_t r = 0; r < runs; r++) {
+            project(&run[r], x, a, I, terms, 0, run[r].slots * terms);
+            expand_parts(&run[r], y, y_stride, b, edge, parts, rank, 0, columns);
+        }
+        return;
+    }
+#pragma omp parallel
+    {
+        for (int64_t r = 0; r < runs; r++) {
+#pragma omp for schedule(static) nowait
+            for (int64_t row = 0; row < run[r].slots * terms; row += 4) {
+                int64_t end = row + 4 < run[r].slots * terms ? row + 4 : run[r].slots * terms;
+                project(&run[r], x, a, I, terms, row, end);
+            }
+        }
+#pragma omp barrier
+        for (int64_t r = 0; r < runs; r++) {
+#pragma omp for schedule(static) nowait
+            for (int64_t low = 0; low < columns; low += CHUNK)
+                expand_parts(&run[r], y, y_stride, b, edge, parts, rank, low, low + CHUNK < columns ? low + CHUNK : columns);
+        }
+    }
+}

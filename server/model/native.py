@@ -1,0 +1,215 @@
+"""Compiles and loads `kernels.c`, and calls it with tensors. Knows pointers and shapes; nothing of models or sequences.
+
+A C compiler is not required: without one, or on another processor or number format, torch does the same in more
+operations. The library is built once for each level of processor (half a second) and named for what went into it, so
+that an image can bring the libraries along instead of a compiler.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from torch import Tensor
+
+# Legend: T tokens, I/O input and output width, F width of the MLP, H query heads, K key/value heads, D head width,
+# C block_tokens, S slots, P linears side by side, R slot_rank.
+
+log = structlog.get_logger()
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = (
+    *("-O3", "-mprefer-vector-width=512", "-fopenmp", "-fPIC"),
+    *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"),
+)
+LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}  # what torch calls them, what compilers do
+_COMPILE_SECONDS = 60
+_POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES: dict[str, list[Any]] = {
+    "add_norm": [_POINTER] * 4 + [_INTEGER] * 2 + [_FLOAT],
+    "swiglu": [_POINTER] * 2 + [_INTEGER] * 2,
+    "rotate_and_store": [_POINTER] * 5 + [_INTEGER] * 6,
+    "attend": [_POINTER, _INTEGER] + [_POINTER] * 7 + [_INTEGER] * 5 + [_FLOAT, _INTEGER, _POINTER, _INTEGER],
+    "add_terms": [_POINTER, _INTEGER, _POINTER, _INTEGER] + [_POINTER] * 4 + [_INTEGER] * 3 + [_POINTER],
+}
+
+
+def applies_to(weight: Tensor) -> bool:
+    """True for the processors and the number format the kernels are written for."""
+    level = torch.backends.cpu.get_cpu_capability()
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and level in LEVELS
+
+
+def load_kernels(cache: Path) -> "Kernels | None":
+    """The kernels for this processor, compiled into `cache` unless they are there; None, and a warning, where they
+    cannot be had."""
+    level = LEVELS[torch.backends.cpu.get_cpu_capability()]
+    try:
+        return Kernels(build(cache, level))
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        log.warning("kernels_absent", hint="steps take longer without: install gcc", level=level, detail=detail[-500:])
+        return None
+
+
+def build(cache: Path, level: str) -> Path:
+    """The library for a level of processor in `cache`; built beside its place and renamed into it when whole.
+
+    Raises OSError or SubprocessError.
+    """
+    digest = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()
+    folder = cache / "kernels"
+    library = folder / f"{level}-{digest[:16]}.so"
+    if library.exists():
+        return library
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise FileNotFoundError("there is no C compiler")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as building:
+        compiled, linked = Path(building) / "kernels.o", Path(building) / "kernels.so"
+        _run(compiler, *_FLAGS, f"-march={level}", "-c", str(_SOURCE), "-o", str(compiled))
+        _run(compiler, "-shared", str(compiled), "-o", str(linked))
+        os.replace(linked, library)
+    return library
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, capture_output=True, check=True, text=True, timeout=_COMPILE_SECONDS)
+
+
+class Kernels:
+    """The functions of `kernels.c`; see there for what each computes. All tensors are bf16 unless said otherwise.
+
+    They are short, so the interpreter is kept while they run: giving it up and fighting for it takes longer.
+    """
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.PyDLL(str(library))
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(self._library, name)
+            function.argtypes, function.restype = arguments, None
+
+    def add_norm(self, sum_TI: Tensor, delta_TI: Tensor | None, weight_I: Tensor, epsilon: float) -> Tensor:
+        """[T, I]: adds `delta` to `sum`, in place, and returns RMSNorm of that."""
+        normed_TI = torch.empty_like(sum_TI)
+        delta = None if delta_TI is None else delta_TI.data_ptr()
+        pointers = (sum_TI.data_ptr(), delta, weight_I.data_ptr(), normed_TI.data_ptr())
+        self._library.add_norm(*pointers, *sum_TI.shape, epsilon)
+        return normed_TI
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """[T, 2 F] -> [T, F]"""
+        rows, both = gate_up.shape
+        product_TF = gate_up.new_empty(rows, both // 2)
+        self._library.swiglu(gate_up.data_ptr(), product_TF.data_ptr(), rows, both // 2)
+        return product_TF
+
+    def rotate_and_store(
+        self, qkv: Tensor, cos_TD: Tensor, sin_TD: Tensor, cache: Tensor, place_T: Tensor, *, num_rotated: int
+    ) -> None:
+        """Rotates queries and keys of `qkv` [T, H + 2 K, D] in place and puts keys and values into a layer's cache.
+
+        fp32 cosines and sines; place_T int64: the row of D numbers in `cache` [blocks, 2 K, C, D] for head 0.
+        """
+        pointers = (t.data_ptr() for t in (qkv, cos_TD, sin_TD, cache, place_T))
+        tokens, heads, width = qkv.shape
+        self._library.rotate_and_store(
+            *pointers, tokens, heads, num_rotated, cache.shape[1] // 2, width, cache.shape[2]
+        )
+
+    def attend(
+        self,
+        query_THD: Tensor,
+        cache: Tensor,
+        output_THD: Tensor,
+        spans: "NativeSpans",
+        scale: float,
+        window: int | None,
+    ) -> None:
+        """Attention of the spans to their sequences; only the query's tokens need not lie one behind the other."""
+        num_heads, width = query_THD.shape[1:]
+        num_kv_heads, block_tokens = cache.shape[1] // 2, cache.shape[2]
+        size = (2 * width + 1) * block_tokens + (2 * width + 2) * spans.most_queries * num_heads // num_kv_heads
+        scratch = torch.empty(len(spans) * num_kv_heads * size, dtype=torch.float32)
+        self._library.attend(
+            query_THD.data_ptr(),
+            query_THD.stride(0),
+            cache.data_ptr(),
+            output_THD.data_ptr(),
+            *spans.pointers,
+            len(spans),
+            num_heads,
+            num_kv_heads,
+            width,
+            block_tokens,
+            scale,
+            window or 0,
+            scratch.data_ptr(),
+            size,
+        )
+
+    def add_terms(self, y_TO: Tensor, x_TI: Tensor, a: Tensor, b: "NativeParts", runs: "NativeRuns") -> None:
+        """y += x A^T B, in place, for tokens that each have their own slots; a [S, P, R, I]."""
+        _, parts, rank, width = a.shape
+        h = torch.empty(runs.num_pairs * parts * rank, dtype=torch.float32)
+        self._library.add_terms(
+            y_TO.data_ptr(),
+            y_TO.stride(0),
+            x_TI.data_ptr(),
+            width,
+            a.data_ptr(),
+            b.pointers.data_ptr(),
+            b.edges.data_ptr(),
+            runs.table.data_ptr(),
+            runs.table.shape[0],
+            parts,
+            rank,
+            h.data_ptr(),
+        )
+
+
+class NativeSpans:
+    """Where segments lie, as `attend` reads it: (first token, number of queries, position, blocks) of each."""
+
+    def __init__(self, spans: Sequence[tuple[int, int, int, Sequence[int]]]) -> None:
+        first, count, position, tables = zip(*spans, strict=True)
+        starts = [0]
+        for table in tables:
+            starts.append(starts[-1] + len(table))
+        self._tensors = [
+            torch.tensor(numbers)
+            for numbers in (first, count, position, starts, [b for table in tables for b in table])
+        ]
+        self.pointers = tuple(tensor.data_ptr() for tensor in self._tensors)
+        self.most_queries: int = max(count)
+
+    def __len__(self) -> int:
+        return len(self._tensors[0])
+
+
+class NativeParts:
+    """The output sides of linears side by side, [S, R, O] each, and at which columns they stand."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._parts = tuple(parts)
+        self.pointers = torch.tensor([part.data_ptr() for part in parts])
+        edges = [0]
+        for part in parts:
+            edges.append(edges[-1] + part.shape[-1])
+        self.edges = torch.tensor(edges)
+
+
+class NativeRuns:
+    """Tokens [start, stop) through slots [first, last), as `add_terms` reads it."""
+
+    def __init__(self, runs: Sequence[tuple[int, int, int, int]]) -> None:
+        self.table = torch.tensor(runs)
+        self.num_pairs = sum((stop - start) * (last - first) for start, stop, first, last in runs)
