@@ -281,7 +281,7 @@ class Engine:
             return access
 
     def _resources(self, access: Access = Access.NONE) -> Resources:
-        return Resources(self._runner, self.blocks, self._prefix, self.pool, access)
+        return Resources(self._config.step_tokens // 2, self.blocks, self._prefix, self.pool, access)
 
     def _step(self, plan: StepPlan) -> None:
         started = time.perf_counter()
@@ -289,8 +289,11 @@ class Engine:
             self.blocks.grow(segment.sequence.table, segment.end)
         logits = self._runner.run(plan)
         for segment in plan.segments:
-            segment.sequence.computed = segment.end
-            self._prefix.remember(segment.sequence)
+            sequence = segment.sequence
+            sequence.computed = segment.end
+            if sequence.fork is not None:
+                sequence.fork.copy = None
+            self._prefix.remember(sequence)
         self._count(plan)
         wanting = [segment.sequence for segment in plan.segments if segment.wants_logits]
         self._deal_out({id(sequence): row for row, sequence in enumerate(wanting)}, logits)

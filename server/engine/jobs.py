@@ -1,7 +1,7 @@
 """What a session can ask of the engine: indicator logits, plain logits, a generation. Knows no scheduling and no text.
 
-A job first *prepares*: it pins its experts, waits for the shared prompt, and opens its lanes. The step loop then brings
-the lanes to their last token, and the job takes the logits it waited for.
+A job first *prepares*: it waits until the shared prompt is nearly computed, pins its experts, and opens its lanes. The
+step loop then brings the lanes to their last token, and the job takes the logits it waited for.
 """
 
 import asyncio
@@ -16,7 +16,6 @@ from expert_store import ExpertVersion
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool
 from server.engine.prefix import PrefixCache
-from server.engine.runner import Runner
 from server.engine.session_state import Lane, SessionState
 from server.engine.types import FinishReason, IndicatorLogits, Token
 from server.errors import InvocationMissing
@@ -27,9 +26,12 @@ from server.model.sampling import SampleRow, Sampling
 
 @dataclass(frozen=True)
 class Resources:
-    """What jobs draw on, and how far the job's place in the line lets it go with the pool."""
+    """What jobs draw on, and how far the job's place in the line lets it go with the pool.
 
-    runner: Runner
+    `near_tokens`: a sequence that lacks no more tokens than these can be had in the next step, with others in it.
+    """
+
+    near_tokens: int
     blocks: BlockPool
     prefix: PrefixCache
     pool: ExpertPool
@@ -61,18 +63,15 @@ def open_expert_lane(
     tokens = [*state.prompt.tokens, *tail]
     if waking.start == 0 or state.base is None:
         return state.open_lane(waking.expert, slots, waking.start, tokens, resources.prefix)
-    lane, copied = state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks)
-    if copied is not None:
-        resources.runner.kv.copy_block(*copied)
-    return lane
+    return state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks)
 
 
-def base_is_computed(state: SessionState, prefix: PrefixCache) -> bool:
-    """Opens the base lane over the prompt's body if there is none; True once all of it is computed."""
+def base_is_near(state: SessionState, resources: Resources) -> bool:
+    """Opens the base lane over the prompt's body if there is none; True once a step or less will compute the rest."""
     if state.base is None:
-        state.open_base(state.prompt.tokens[: state.prompt.body_length], prefix, wants_logits=False)
+        state.open_base(state.prompt.tokens[: state.prompt.body_length], resources.prefix, wants_logits=False)
     assert state.base is not None, "the base lane was opened above. This is a bug."
-    return state.base.sequence.num_pending == 0
+    return state.base.sequence.num_pending <= resources.near_tokens
 
 
 @dataclass(eq=False)
@@ -89,7 +88,7 @@ class ProbeJob:
         if self._lanes:
             return resources.access
         experts = [waking.expert for waking, _ in self.probes]
-        if any(waking.start for waking, _ in self.probes) and not base_is_computed(state, resources.prefix):
+        if any(waking.start for waking, _ in self.probes) and not base_is_near(state, resources):
             resources.pool.prefetch(experts)
             return resources.access
         pinned = state.try_pin(experts, resources.pool, resources.access)

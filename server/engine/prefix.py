@@ -44,6 +44,8 @@ class PrefixCache:
         """Names the blocks that have become full."""
         if not self._enabled:
             return
+        if sequence.fork is not None and not sequence.keys:
+            sequence.keys = sequence.fork.parent.keys[: sequence.fork.num_shared // self._blocks.block_tokens]
         first = len(sequence.keys)
         self._name(sequence, sequence.computed // self._blocks.block_tokens)
         for index in range(first, len(sequence.keys)):

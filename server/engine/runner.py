@@ -1,5 +1,7 @@
 """Turns a step plan into tensors and runs the model once. Knows model and cache; nothing of sessions or sampling."""
 
+from collections.abc import Sequence as Seq
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -56,7 +58,8 @@ class Runner:
     def run(self, plan: StepPlan) -> Tensor:
         """One forward pass; [W, V] logits of the segments that want them, in plan order."""
         spans, tokens, positions, slots_T, wanted = _lay_out(plan.segments)
-        return self._forward(spans, tokens, positions, slots_T, wanted)
+        copies = [(copy.source, copy.target, copy.num_tokens) for copy in plan.copies]
+        return self._forward(spans, tokens, positions, slots_T, wanted, copies)
 
     def _forward(
         self,
@@ -65,11 +68,12 @@ class Runner:
         positions: list[int],
         slots_T: list[Slots | None],
         wanted: list[int],
+        copies: Seq[tuple[int, int, int]] = (),
     ) -> Tensor:
         return self._decoder.forward(
             torch.tensor(tokens, device=self._device),
             torch.tensor(positions, device=self._device),
-            plan_attention(spans, self.kv, self._kernels),
+            plan_attention(spans, self.kv, self._kernels, copies=copies),
             plan_lora(slots_T, device=self._device, native=self._kernels is not None),
             torch.tensor(wanted, dtype=torch.long, device=self._device),
         )

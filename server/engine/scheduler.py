@@ -16,7 +16,8 @@ class Sequence:
     """Tokens on their way through the model.
 
     From token `activation_start` on the expert's `slots` apply (both None: the base alone). A sequence is ready
-    for its logits, if it wants them, when `computed == len(tokens)`.
+    for its logits, if it wants them, when `computed == len(tokens)`. A `fork` begins with tokens of another sequence,
+    which count as computed here and may have to be computed there first, at the latest in the same step.
     """
 
     tokens: list[int]
@@ -27,10 +28,32 @@ class Sequence:
     wants_logits: bool = True
     digest: str = ""  # of the expert
     keys: list[bytes] = field(default_factory=list)  # of its first blocks, see `prefix`
+    fork: "Fork | None" = None
 
     @property
     def num_pending(self) -> int:
         return len(self.tokens) - self.computed
+
+
+@dataclass(frozen=True)
+class BlockCopy:
+    """The first `num_tokens` tokens of block `source` are to stand in block `target` as well."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
+@dataclass(eq=False)
+class Fork:
+    """Where a sequence comes from: it shares the first `num_shared` tokens of `parent`.
+
+    `copy` is what its own last shared block still lacks; the step that runs its first tokens makes it.
+    """
+
+    parent: Sequence
+    num_shared: int
+    copy: BlockCopy | None
 
 
 @dataclass(frozen=True)
@@ -50,9 +73,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Segments in batch order: the base's first, then each expert's together."""
+    """Segments in batch order: the base's first, then each expert's together. In every layer the step's own keys and
+    values are written first, then `copies` are made, then segments attend."""
 
     segments: list[Segment] = field(default_factory=list)
+    copies: list[BlockCopy] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -60,18 +85,29 @@ class StepPlan:
 
 
 def plan_step(sequences: Iterable[Sequence], *, budget: int) -> StepPlan:
-    """Decoding sequences first, one token each, then prefills in order of arrival, up to `budget` tokens."""
+    """Decoding sequences first, one token each, then prefills in order of arrival, up to `budget` tokens.
+
+    A fork goes into the step that completes what it shares, if it comes behind its parent.
+    """
     pending = [s for s in sequences if s.num_pending]
     pending.sort(key=lambda s: s.num_pending > 1)  # stable: arrival order within each kind
     segments: list[Segment] = []
+    copies: list[BlockCopy] = []
+    ends: dict[int, int] = {}  # how far each sequence will be computed, by its id
     for sequence in pending:
         if budget <= 0:
             break
+        fork = sequence.fork
+        if fork is not None and ends.get(id(fork.parent), fork.parent.computed) < fork.num_shared:
+            continue
         end = min(len(sequence.tokens), sequence.computed + budget)
         budget -= end - sequence.computed
+        ends[id(sequence)] = end
         segments += _split(sequence, end)
+        if fork is not None and fork.copy is not None:
+            copies.append(fork.copy)
     segments.sort(key=lambda s: -1 if s.slots is None else s.slots.start)
-    return StepPlan(segments)
+    return StepPlan(segments, copies)
 
 
 def _split(sequence: Sequence, end: int) -> list[Segment]:

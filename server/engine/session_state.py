@@ -18,7 +18,7 @@ from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool, BlockTable, Reservation
 from server.engine.outbox import Outbox
 from server.engine.prefix import PrefixCache
-from server.engine.scheduler import Sequence
+from server.engine.scheduler import BlockCopy, Fork, Sequence
 from server.model.chat import Prompt
 from server.model.lora import Slots
 
@@ -86,16 +86,13 @@ class SessionState:
         self.asked[expert.digest] = Lane(sequence, expert)
         return self.asked[expert.digest]
 
-    def fork_base(
-        self, expert: ExpertVersion, slots: Slots, start: int, tokens: list[int], blocks: BlockPool
-    ) -> tuple[Lane, tuple[int, int] | None]:
-        """A lane for a pinned expert that shares what the base lane has computed before token `start`.
-
-        Returns also the (source, target) of the one block whose contents must be copied, if there is one.
-        """
+    def fork_base(self, expert: ExpertVersion, slots: Slots, start: int, tokens: list[int], blocks: BlockPool) -> Lane:
+        """A lane for a pinned expert that shares what the base lane computes, or will, before token `start`."""
         assert self.base is not None, "there is no base lane to fork. This is a bug."
-        shared = min(start, self.base.sequence.computed, len(tokens) - 1)
-        table, copied = blocks.fork(self.base.sequence.table, shared)
+        parent = self.base.sequence
+        shared = min(start, len(parent.tokens), len(tokens) - 1)
+        blocks.grow(parent.table, shared)
+        table, copied = blocks.fork(parent.table, shared)
         sequence = Sequence(
             tokens,
             table,
@@ -103,10 +100,10 @@ class SessionState:
             activation_start=start,
             computed=shared,
             digest=expert.digest,
-            keys=self.base.sequence.keys[: shared // blocks.block_tokens],
+            fork=Fork(parent, shared, None if copied is None else BlockCopy(*copied, shared % blocks.block_tokens)),
         )
         self.asked[expert.digest] = Lane(sequence, expert)
-        return self.asked[expert.digest], copied
+        return self.asked[expert.digest]
 
     def try_pin(self, experts: Seq[ExpertVersion], pool: ExpertPool, access: Access) -> list[Slots] | Access:
         """Pins experts for the first job, as `ExpertPool.try_pin`."""

@@ -63,10 +63,6 @@ class PagedKV:
     def device(self) -> torch.device:
         return self.layers[0].device
 
-    def copy_block(self, source: int, target: int) -> None:
-        for layer in self.layers:
-            layer[target] = layer[source]
-
 
 @dataclass(frozen=True)
 class KVGeometry:
@@ -87,6 +83,7 @@ class AttentionPlan:
     kv: PagedKV
     place_T: Tensor  # where a layer's [blocks * 2 K * C, D] holds head 0 of each token
     place_TK: Tensor  # [T * 2 K]: the same for every head
+    copies: tuple[Tensor, Tensor] | None  # rows of D numbers that are copied, and where to
     groups: Sequence["_Group | _NativeGroup"]
     long_segments: list["_LongSegment"]
 
@@ -100,17 +97,24 @@ class AttentionPlan:
         window: int | None = None,
         softcap: float | None = None,
     ) -> Tensor:
-        """[T, H, D]: writes the step's keys and values (`kv_TKD` holds K heads of each) into the cache, then lets every
-        segment attend to its own sequence."""
+        """[T, H, D]: writes the step's keys and values (`kv_TKD` holds K heads of each) into the cache, makes the
+        step's copies, then lets every segment attend to its own sequence."""
         cache = self.kv.layers[layer]
         # A NaN left in a block would reach its next owner through the unused tail: weight 0 times NaN is NaN.
         cache.view(-1, cache.shape[-1]).index_copy_(0, self.place_TK, kv_TKD.flatten(0, 1).nan_to_num())
         return self.read(layer, query_THD, scale=scale, window=window, softcap=softcap)
 
+    def _copy(self, cache: Tensor) -> None:
+        if self.copies is not None:
+            rows = cache.view(-1, cache.shape[-1])
+            source, target = self.copies
+            rows.index_copy_(0, target, rows.index_select(0, source))
+
     def read(
         self, layer: int, query_THD: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None
     ) -> Tensor:
         """[T, H, D]: as `attend`, for a step whose keys and values have been written."""
+        self._copy(self.kv.layers[layer])
         call = _Call(query_THD, self.kv.layers[layer], scale, window, softcap)
         output_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
         for group in self.groups:
@@ -120,9 +124,19 @@ class AttentionPlan:
         return output_THD
 
 
-def plan_attention(segments: Sequence[SegmentSpan], kv: PagedKV, kernels: Kernels | None = None) -> AttentionPlan:
+def plan_attention(
+    segments: Sequence[SegmentSpan],
+    kv: PagedKV,
+    kernels: Kernels | None = None,
+    *,
+    copies: Sequence[tuple[int, int, int]] = (),
+) -> AttentionPlan:
     """Short segments go together, long ones one by one. With kernels, short ones are read where they lie; else those
-    of like shape are gathered for batched products."""
+    of like shape are gathered for batched products.
+
+    Between writing and reading, the first n tokens of block `source` are copied to `target` for each (source, target,
+    n) of `copies`.
+    """
     short = [s for s in segments if s.num_queries <= _GROUPED_QUERIES]
     place_T = _places(segments, kv)
     heads = torch.arange(2 * kv.num_kv_heads, device=kv.device) * kv.block_tokens
@@ -135,9 +149,18 @@ def plan_attention(segments: Sequence[SegmentSpan], kv: PagedKV, kernels: Kernel
         kv=kv,
         place_T=place_T,
         place_TK=(place_T[:, None] + heads).flatten(),
+        copies=_copied_rows(copies, kv) if copies else None,
         groups=groups,
         long_segments=[_LongSegment(s, kv) for s in segments if s.num_queries > _GROUPED_QUERIES],
     )
+
+
+def _copied_rows(copies: Sequence[tuple[int, int, int]], kv: PagedKV) -> tuple[Tensor, Tensor]:
+    first = torch.arange(2 * kv.num_kv_heads, device=kv.device)[:, None] * kv.block_tokens  # of each head in a block
+    size = 2 * kv.num_kv_heads * kv.block_tokens
+    offsets = {n: (first + torch.arange(n, device=kv.device)).flatten() for n in {n for *_, n in copies}}
+    sources, targets = ([offsets[c[2]] + c[end] * size for c in copies] for end in (0, 1))
+    return torch.cat(sources), torch.cat(targets)
 
 
 def _places(segments: Sequence[SegmentSpan], kv: PagedKV) -> Tensor:

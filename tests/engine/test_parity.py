@@ -120,6 +120,21 @@ def test_computed_tokens_show_one_prefill_for_all_activated_experts(world: World
     assert asyncio.run(computed()) == prompt.body_length + len(asked) * suffix + answer_tokens
 
 
+def test_a_short_prompt_and_all_its_probes_are_one_step(world: World) -> None:
+    prompt = world.chat.render([{"role": "user", "content": "abc"}])
+    asked = [world.experts[name] for name in ("act4", "act16", "act64")]
+    before = len(world.recorder.steps)
+
+    async def probe() -> None:
+        async with await world.engine.open(prompt, max_new_tokens=1, branches=Branches(activated=3)) as session:
+            await session.score(asked)
+
+    asyncio.run(probe())
+    (step,) = world.recorder.steps[before:]
+    assert step.experts == 3
+    assert step.sequences == 4
+
+
 @pytest.mark.parametrize("with_kernels", [False, True])
 def test_bf16_logits_stay_within_tolerance_of_peft(world: World, tmp_path: Path, with_kernels: bool) -> None:
     """Root mean square difference below 0.06 of the logits' spread: bf16 rounds each of the layers' sums to 8 bits."""

@@ -1,7 +1,7 @@
 """Which tokens a step takes, as pure bookkeeping."""
 
 from server.engine.kv_cache import BlockTable, Reservation
-from server.engine.scheduler import Sequence, plan_step
+from server.engine.scheduler import BlockCopy, Fork, Sequence, plan_step
 
 
 def sequence(total: int, computed: int = 0, *, start: int | None = None, row: int = 0) -> Sequence:
@@ -48,3 +48,31 @@ def test_logits_are_wanted_only_at_the_end_and_only_where_asked_for() -> None:
     silent.wants_logits = False
     plan = plan_step([silent, sequence(5), sequence(50)], budget=20)
     assert [segment.wants_logits for segment in plan.segments] == [False, True, False]
+
+
+def forked(parent: Sequence, total: int, shared: int, *, row: int) -> Sequence:
+    child = sequence(total, shared, start=shared, row=row)
+    child.fork = Fork(parent, shared, BlockCopy(1, 2 + row, shared % 4))
+    return child
+
+
+def test_forks_go_into_the_step_that_completes_what_they_share() -> None:
+    parent = sequence(10)
+    children = [forked(parent, 13, 10, row=0), forked(parent, 12, 10, row=4)]
+    plan = plan_step([parent, *children], budget=50)
+    assert [(s.start, s.end) for s in plan.segments] == [(0, 10), (10, 13), (10, 12)]
+    assert plan.copies == [BlockCopy(1, 2, 2), BlockCopy(1, 6, 2)]
+
+
+def test_forks_wait_while_what_they_share_is_not_complete() -> None:
+    parent = sequence(10)
+    child = forked(parent, 13, 8, row=0)
+    assert plan_step([parent, child], budget=7).copies == []
+    parent.computed = 7
+    plan = plan_step([parent, child], budget=4)
+    assert [(s.sequence is child, s.start, s.end) for s in plan.segments] == [(False, 7, 10), (True, 8, 9)]
+
+
+def test_a_fork_of_a_computed_parent_needs_no_place_behind_it() -> None:
+    parent = sequence(10, 10)
+    assert [s.start for s in plan_step([forked(parent, 13, 10, row=0)], budget=50).segments] == [10]
