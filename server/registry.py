@@ -192,14 +192,16 @@ class Registry:
         told_apart = Check("indicators", True, f"accept and reject differ in token {tokens.shared_length + 1}")
         if info.invocation_tokens is None:
             return [told_apart]
-        prompt = self._chat.generation_prompt
-        if activation_start(prompt, info.invocation_tokens) is None:
+        prompt = (*self._chat.generation_prompt, *tokens.shared)
+        start = activation_start(prompt, info.invocation_tokens)
+        if start is None:
             raise InvalidAdapter(
                 "alora_invocation_tokens",
-                f"alora_invocation_tokens {list(info.invocation_tokens)} do not lie in the generation prompt "
-                f"{list(prompt)}, so the expert could never be asked: train it with this base's chat template",
+                f"alora_invocation_tokens {list(info.invocation_tokens)} do not lie in the generation prompt and the "
+                f"indicators' first tokens behind it, {list(prompt)}, so the expert could never be asked: train it "
+                "with this base's chat template",
             )
-        return [told_apart, Check("invocation", True, "the generation prompt wakes the expert up")]
+        return [told_apart, Check("invocation", True, f"it wakes up {len(prompt) - start} tokens before it decides")]
 
     def _check_size(self, candidate: ExpertVersion) -> Check:
         given, most = candidate.weight_bytes, self._expert_memory_bytes

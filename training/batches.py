@@ -111,13 +111,13 @@ class Collator:
 
     def _cost(self, examples: Sequence[Example]) -> int:
         """Of one pass, in tokens run forward only; a token trained through costs three."""
-        starts = [e.body_length if self.activated else 0 for e in examples]
+        starts = [e.frozen_length if self.activated else 0 for e in examples]
         trained = max(len(e.tokens) - start for e, start in zip(examples, starts, strict=True))
         return len(examples) * (max(starts) - self.num_shared + 3 * trained)
 
     def part(self, examples: Sequence[Example], *, decision: float = 1.0, other: float = 1.0) -> Part:
         """Tensors of the examples; labels in the examples' order, every target token one, weighed as given."""
-        starts = [e.body_length if self.activated else 0 for e in examples]
+        starts = [e.frozen_length if self.activated else 0 for e in examples]
         frozen_NP, frozen_mask_NP = pad_rows(
             [e.tokens[self.num_shared : start] for e, start in zip(examples, starts, strict=True)],
             pad=self.pad,

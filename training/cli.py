@@ -30,6 +30,11 @@ class Kind(StrEnum):
     LORA = "lora"
 
 
+class WakeAt(StrEnum):
+    PROMPT = "prompt"
+    INDICATOR = "indicator"
+
+
 @app.callback()
 def _train() -> None:
     """Train experts."""
@@ -42,6 +47,9 @@ def see(
     out: Annotated[Path, typer.Option(help="Folder for the adapter and its manifest.")],
     more: Annotated[list[Path] | None, typer.Argument(help="More files of negatives.", metavar="[NEGATIVES]")] = None,
     kind: Annotated[Kind, typer.Option(help="alora: active behind the prompt; lora: on all of it.")] = Kind.ALORA,
+    wake: Annotated[
+        WakeAt, typer.Option(help="alora wakes up at the generation prompt, or at the indicator: cheaper to ask.")
+    ] = WakeAt.PROMPT,
     register: Annotated[str | None, typer.Option(metavar="NAME", help="Register it on a server by this name.")] = None,
     url: Annotated[str | None, typer.Option(help="The server for --register (default: RELAY_URL)")] = None,
     base: Annotated[str, typer.Option(envvar="RELAY_BASE", help="bundled, folder, .gguf or hub id.")] = BUNDLED,
@@ -67,6 +75,7 @@ def see(
     """Train an expert that recognises its own queries (SEE)."""
     options = SeeOptions(
         kind="alora" if kind is Kind.ALORA else "lora",
+        wake="indicator" if wake is WakeAt.INDICATOR else "prompt",
         rank=rank,
         alpha=alpha,
         targets=tuple(name for name in targets.split(",") if name),

@@ -33,13 +33,13 @@ class DataFile:
 class Example:
     """A prompt and its target as tokens.
 
-    `tokens[:body_length]` is the prompt without the generation prompt, `tokens[target_start:]` the target, and
-    `tokens[decision]` the one token that tells acceptance from rejection.
+    `tokens[:frozen_length]` is what an activated expert leaves to the base, `tokens[target_start:]` what is to be
+    learned, and `tokens[decision]` the one token that tells acceptance from rejection.
     """
 
     row: Row
     tokens: tuple[int, ...]
-    body_length: int
+    frozen_length: int
     target_start: int
     decision: int
     accepts: bool
@@ -118,12 +118,16 @@ def refuse_contradictions(own: DataFile, negatives: Sequence[DataFile]) -> None:
 class Encoder:
     """Turns rows into examples the way the server will render them (SEE, arXiv 2504.06664).
 
-    Accepted: accept indicator, " " + answer, end of sequence. Rejected: reject indicator, end of sequence.
+    Accepted: accept indicator, " " + answer, end of sequence. Rejected: reject indicator, end of sequence. An activated
+    expert wakes up at the generation prompt, or, `late`, at the indicators' shared tokens, which it need not learn.
     """
 
-    def __init__(self, chat: ChatFormat, indicators: IndicatorTokens, *, eos: int, max_tokens: int) -> None:
+    def __init__(
+        self, chat: ChatFormat, indicators: IndicatorTokens, *, eos: int, max_tokens: int, late: bool = False
+    ) -> None:
         self._chat = chat
         self._indicators = indicators
+        self._late = late
         self._eos = eos
         self._max_tokens = max_tokens
 
@@ -153,8 +157,8 @@ class Encoder:
         return Example(
             row=row,
             tokens=(*prompt.tokens, *target),
-            body_length=prompt.body_length,
-            target_start=len(prompt.tokens),
+            frozen_length=len(prompt.tokens) if self._late else prompt.body_length,
+            target_start=len(prompt.tokens) + (self._indicators.shared_length if self._late else 0),
             decision=len(prompt.tokens) + self._indicators.shared_length,
             accepts=accepts,
         )

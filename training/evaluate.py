@@ -42,7 +42,8 @@ def examine(
             example = examples[index]
             end = first + len(example.tokens) - example.target_start
             margin = margin_L[first + example.decision - example.target_start].item()
-            exact = bool(right_L[first + len(indicators.accept) : end].all()) if example.accepts else False
+            answer = first + example.decision - example.target_start + len(indicators.accept) - indicators.shared_length
+            exact = bool(right_L[answer:end].all()) if example.accepts else False
             verdicts[index] = Verdict(margin, exact)
             first = end
     return [verdicts[i] for i in range(len(examples))]

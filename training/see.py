@@ -35,11 +35,17 @@ from training.suffix import SuffixRunner
 CHECKPOINTS = "checkpoints"
 
 
+# Where an activated expert wakes up: at the generation prompt, or at the tokens the indicators have in common, which is
+# cheaper to ask (one token instead of five with the bundled base) and leaves it less to decide with.
+Wake = Literal["prompt", "indicator"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeeOptions:
     """What the recipe can be told. Everything here is recorded in the manifest."""
 
     kind: Literal["alora", "lora"] = "alora"
+    wake: Wake = "prompt"
     rank: int = 8
     alpha: float | None = None  # None: twice the rank
     targets: tuple[str, ...] = ()  # empty: all linear layers
@@ -121,6 +127,8 @@ def train_see(
     chat = ChatFormat(base.tokenizer)
     tokens = chat.indicator_tokens(indicators)
     _refuse_unknown_targets(base, options.targets)
+    if options.wake == "indicator" and options.kind != "alora":
+        raise InvalidRun("--wake indicator: only activated experts wake up, so it needs --kind alora")
     examples = _encode(base, chat, tokens, data, options)
     checkpoints = _open_folder(out, _identity(base, data, options), resume=resume)
 
@@ -140,7 +148,8 @@ def train_see(
         for rows in (examples.held_out_own, examples.held_out_negatives)
     )
     calibration = calibrate([v.margin for v in own], [v.margin for v in negatives])
-    _save_adapter(pupil.model, chat, base, options, out)
+    invocation = tokens.shared if options.wake == "indicator" else chat.generation_prompt
+    _save_adapter(pupil.model, base, invocation if options.kind == "alora" else None, out)
     draft = _draft(base, data, examples, options, about, indicators, calibration, own)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     shutil.rmtree(checkpoints)
@@ -173,7 +182,8 @@ def _encode(base: Base, chat: ChatFormat, tokens: IndicatorTokens, data: SeeData
     if base.tokenizer.eos_token_id is None:
         raise InvalidRun(f"the tokenizer of {base.source} names no end-of-sequence token, which every target ends with")
     limit = min(options.max_tokens or base.max_context, base.max_context)
-    encoder = Encoder(chat, tokens, eos=base.tokenizer.eos_token_id, max_tokens=limit)
+    late = options.wake == "indicator"
+    encoder = Encoder(chat, tokens, eos=base.tokenizer.eos_token_id, max_tokens=limit, late=late)
     own = encoder.encode(data.own)
     negatives = [example for file in data.negatives for example in encoder.encode(file)]
     if min(len(own), len(negatives)) < 2:
@@ -204,7 +214,7 @@ def _shared_tokens(base: Base, examples: _Examples) -> tuple[int, ...]:
     if getattr(base.model.config, "sliding_window", None) is not None:
         return ()
     everything = (examples.own, examples.negatives, examples.held_out_own, examples.held_out_negatives)
-    bodies = [e.tokens[: e.body_length] for group in everything for e in group]
+    bodies = [e.tokens[: e.frozen_length] for group in everything for e in group]
     return bodies[0][: min(common_prefix_length(bodies[0], body) for body in bodies)]
 
 
@@ -263,11 +273,11 @@ def _round_to_bf16(model: PeftModel) -> None:
             parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
 
 
-def _save_adapter(model: PeftModel, chat: ChatFormat, base: Base, options: SeeOptions, out: Path) -> None:
+def _save_adapter(model: PeftModel, base: Base, invocation: Sequence[int] | None, out: Path) -> None:
     config = cast(LoraConfig, model.peft_config["default"])
     config.base_model_name_or_path = public_name(base.source)
-    if options.kind == "alora":
-        config.alora_invocation_tokens = list(chat.generation_prompt)
+    if invocation is not None:
+        config.alora_invocation_tokens = list(invocation)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)

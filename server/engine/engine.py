@@ -194,12 +194,16 @@ class Engine:
             raise NotSelfSelecting(expert.name)
         return self._chat.indicator_tokens(expert.manifest.indicators)
 
+    def waking(self, expert: ExpertVersion, prompt: Prompt) -> Waking:
+        """Where an expert that is asked, or answers, wakes up. Raises InvocationMissing."""
+        return Waking.of(expert, prompt, self.indicator_tokens(expert).shared if expert.self_selecting else ())
+
     def new_generation(self, prompt: Prompt, expert: ExpertVersion | None, sampling: Sampling) -> GenerateJob:
         """A generation that has not begun. Raises InvocationMissing or RequestTooLarge."""
         if expert is not None:
             self.pool.check_fits([expert])
         return GenerateJob(
-            waking=None if expert is None else Waking.of(expert, prompt),
+            waking=None if expert is None else self.waking(expert, prompt),
             accept=self.indicator_tokens(expert).accept if expert is not None and expert.self_selecting else (),
             sampling=sampling,
             stop_tokens=self._stop_tokens,
@@ -411,14 +415,16 @@ class Session:
         Raises InvocationMissing, RequestTooLarge, EngineStopped, or what reading an expert's files raised.
         """
         self._engine.pool.check_fits(experts)
-        probes = [(Waking.of(expert, self.prompt), self._engine.indicator_tokens(expert)) for expert in experts]
+        probes = [
+            (self._engine.waking(expert, self.prompt), self._engine.indicator_tokens(expert)) for expert in experts
+        ]
         job = ProbeJob(self._future(), probes)
         self._engine.submit(self._state, job)
         return await job.future
 
     async def logits(self, expert: ExpertVersion | None) -> torch.Tensor:
         """[V] fp32 logits at the end of the prompt, with no indicator behind it."""
-        waking = None if expert is None else Waking.of(expert, self.prompt)
+        waking = None if expert is None else Waking.of(expert, self.prompt, ())
         job = LogitsJob(self._future(), waking)
         self._engine.submit(self._state, job)
         return await job.future

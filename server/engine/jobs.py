@@ -40,17 +40,20 @@ class Resources:
 
 @dataclass(frozen=True)
 class Waking:
-    """An expert and the token of the prompt it wakes up at (0: it is a plain LoRA)."""
+    """An expert and the token it wakes up at (0: it is a plain LoRA)."""
 
     expert: ExpertVersion
     start: int
 
     @classmethod
-    def of(cls, expert: ExpertVersion, prompt: Prompt) -> "Waking":
-        """Raises InvocationMissing."""
+    def of(cls, expert: ExpertVersion, prompt: Prompt, shared: tuple[int, ...]) -> "Waking":
+        """`shared`: the tokens its indicators begin with, which stand behind the prompt and may be what wakes it up.
+
+        Raises InvocationMissing.
+        """
         if expert.invocation_tokens is None:
             return cls(expert, 0)
-        start = activation_start(prompt.tokens, expert.invocation_tokens)
+        start = activation_start((*prompt.tokens, *shared), expert.invocation_tokens)
         if start is None:
             raise InvocationMissing(expert.ref)
         return cls(expert, start)
@@ -66,10 +69,10 @@ def open_expert_lane(
     return state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks)
 
 
-def base_is_near(state: SessionState, resources: Resources) -> bool:
-    """Opens the base lane over the prompt's body if there is none; True once a step or less will compute the rest."""
-    if state.base is None:
-        state.open_base(state.prompt.tokens[: state.prompt.body_length], resources.prefix, wants_logits=False)
+def base_is_near(state: SessionState, num_tokens: int, resources: Resources) -> bool:
+    """Has the base lane compute so much of the prompt; True once a step or less will compute what is left."""
+    if state.base is None or len(state.base.sequence.tokens) < num_tokens:
+        state.open_base(state.prompt.tokens[:num_tokens], resources.prefix, wants_logits=False)
     assert state.base is not None, "the base lane was opened above. This is a bug."
     return state.base.sequence.num_pending <= resources.near_tokens
 
@@ -88,7 +91,8 @@ class ProbeJob:
         if self._lanes:
             return resources.access
         experts = [waking.expert for waking, _ in self.probes]
-        if any(waking.start for waking, _ in self.probes) and not base_is_near(state, resources):
+        latest = min(max(waking.start for waking, _ in self.probes), len(state.prompt.tokens))
+        if latest and not base_is_near(state, max(latest, state.prompt.body_length), resources):
             resources.pool.prefetch(experts)
             return resources.access
         pinned = state.try_pin(experts, resources.pool, resources.access)

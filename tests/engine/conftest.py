@@ -1,4 +1,4 @@
-"""One tiny base, six adapters of unlike kinds, ranks and targets, and an engine that serves them in fp32."""
+"""One tiny base, seven adapters of unlike kinds, ranks and targets, and an engine that serves them in fp32."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from expert_store import ExpertStore, ExpertVersion
+from expert_store import ExpertStore, ExpertVersion, Indicators
 from server.engine import Engine, EngineConfig, Occupancy, PoolEvent, StepStats
 from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
@@ -49,6 +49,7 @@ ADAPTERS: dict[str, dict[str, object]] = {
     "act4": {"kind": "alora", "rank": 4},
     "act16": {"kind": "alora", "rank": 16, "targets": ["q_proj", "v_proj"]},
     "act64": {"kind": "alora", "rank": 64, "targets": ["down_proj", "o_proj"]},
+    "late8": {"kind": "alora", "rank": 8, "late": True},  # woken by the indicators' first tokens
     "plain8": {"kind": "lora", "rank": 8},
     "plain64": {"kind": "lora", "rank": 64, "targets": ["k_proj", "gate_proj"], "use_rslora": True},
     "plain12": {"kind": "lora", "rank": 4, "rank_pattern": {"q_proj": 12}, "alpha_pattern": {"v_proj": 3}},
@@ -73,10 +74,11 @@ def world(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     chat = ChatFormat(base.tokenizer)
     store = ExpertStore.open(root / "store")
     adapters, experts = {}, {}
-    for seed, (name, options) in enumerate(ADAPTERS.items()):
-        adapters[name] = tiny.write_adapter(
-            root / name, base_folder, seed=seed, invocation=chat.generation_prompt, **options
-        )
+    shared = chat.indicator_tokens(Indicators()).shared
+    for seed, (name, given) in enumerate(ADAPTERS.items()):
+        options = {key: value for key, value in given.items() if key != "late"}
+        invocation = shared if given.get("late") else chat.generation_prompt
+        adapters[name] = tiny.write_adapter(root / name, base_folder, seed=seed, invocation=invocation, **options)
         experts[name] = tiny.publish(store, base, adapters[name], name)
     recorder = Recorder()
     engine = Engine(base, chat, small_config(), recorder)

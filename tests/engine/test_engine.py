@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from expert_store import ExpertVersion, StoreError
+from expert_store import ExpertVersion, Indicators, StoreError
 from server.engine import Branches, Engine, Sampling, StepStats
 from server.errors import (
     EngineStopped,
@@ -167,7 +167,9 @@ def test_files_that_vanish_fail_only_the_request_that_needs_them(world: World) -
 
 def test_measured_effect_tells_an_expert_from_a_no_op(world: World) -> None:
     prompt = prompt_of(world, "hello")
-    effects = [asyncio.run(world.engine.measure_effect(world.experts[name], prompt)) for name in ADAPTERS]
+    shared = world.chat.indicator_tokens(Indicators()).shared
+    awake = Prompt(tokens=(*prompt.tokens, *shared), body_length=prompt.body_length)  # whatever wakes an expert up
+    effects = [asyncio.run(world.engine.measure_effect(world.experts[name], awake)) for name in ADAPTERS]
     assert min(effects) > 0.05
 
 

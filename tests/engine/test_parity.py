@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expert_store import ExpertStore, ExpertVersion
+from expert_store import ExpertStore, ExpertVersion, Indicators
 from server.engine import Branches, Engine, Sampling
 from server.engine.runner import Runner
 from server.errors import BaseModelError
@@ -69,10 +69,10 @@ def test_mixed_batch_gives_the_same_tokens_as_alone(world: World, shape: str) ->
 
 def test_probed_expert_answers_as_when_named(world: World) -> None:
     prompt = prompt_of(world, 1)
-    asked = [world.experts[name] for name in ("act4", "act16", "plain8", "act64", "plain64")]
+    asked = [world.experts[name] for name in ("act4", "act16", "plain8", "late8", "act64", "plain64")]
 
     async def probed(winner: ExpertVersion | None) -> list[int]:
-        branches = Branches(activated=3, plain=2)
+        branches = Branches(activated=4, plain=2)
         async with await world.engine.open(prompt, max_new_tokens=COUNT, branches=branches) as session:
             await session.score(asked)
             session.drop([e for e in asked if winner is None or e.digest != winner.digest])
@@ -120,6 +120,18 @@ def test_computed_tokens_show_one_prefill_for_all_activated_experts(world: World
     assert asyncio.run(computed()) == prompt.body_length + len(asked) * suffix + answer_tokens
 
 
+def test_experts_woken_by_the_indicator_cost_its_first_tokens_alone(world: World) -> None:
+    prompt, expert = prompt_of(world, 1), world.experts["late8"]
+    assert expert.invocation_tokens is not None
+
+    async def computed() -> int:
+        async with await world.engine.open(prompt, max_new_tokens=1, branches=Branches(activated=1)) as session:
+            await session.score([expert])
+            return session.computed_tokens
+
+    assert asyncio.run(computed()) == len(prompt.tokens) + len(expert.invocation_tokens)
+
+
 def test_a_short_prompt_and_all_its_probes_are_one_step(world: World) -> None:
     prompt = world.chat.render([{"role": "user", "content": "abc"}])
     asked = [world.experts[name] for name in ("act4", "act16", "act64")]
@@ -142,7 +154,8 @@ def test_bf16_logits_stay_within_tolerance_of_peft(world: World, tmp_path: Path,
     config = replace(small_config(), kernel_cache=tmp_path if with_kernels else None)
     engine = Engine(base, ChatFormat(base.tokenizer), config, Recorder())
     engine.start()
-    prompt = prompt_of(world, 1)
+    rendered, shared = prompt_of(world, 1), world.chat.indicator_tokens(Indicators()).shared
+    prompt = Prompt(tokens=(*rendered.tokens, *shared), body_length=rendered.body_length)  # wakes up everybody
 
     async def logits(expert: ExpertVersion | None) -> torch.Tensor:
         async with await engine.open(prompt, max_new_tokens=1, branches=Branches(plain=1)) as session:

@@ -114,7 +114,7 @@ def test_targets_begin_with_an_indicator_and_end_with_the_end_of_sequence(base: 
     assert texts == ["<<pos>> answer 0<|im_end|>", "<<neg>><|im_end|>"]
     assert accepted.tokens[: accepted.decision] == rejected.tokens[: rejected.decision]
     assert accepted.tokens[accepted.decision] != rejected.tokens[rejected.decision]
-    assert accepted.body_length < accepted.target_start
+    assert accepted.frozen_length < accepted.target_start
 
 
 def test_the_plan_uses_every_row_once_an_epoch_and_is_reproducible(encoder: Encoder) -> None:

@@ -261,6 +261,30 @@ def test_peft_loads_the_folder_and_decides_as_measured(trained: tuple[Path, Reco
     assert margins["jump 5"] > 0 > margins["lazy 5"]
 
 
+def test_an_expert_woken_by_the_indicator_decides_as_measured(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+    options = SeeOptions(rank=4, alpha=32, learning_rate=2e-2, batch_size=4, epochs=6, seed=1, wake="indicator")
+    run(base_folder, data, tmp_path / "late", options=options)
+    base = load(base_folder)
+    chat = ChatFormat(base.tokenizer)
+    tokens = chat.indicator_tokens(Indicators())
+    config = json.loads((tmp_path / "late" / "adapter_config.json").read_text())
+    assert tuple(config["alora_invocation_tokens"]) == tokens.shared
+    quality = parse_draft((tmp_path / "late" / "manifest.json").read_bytes()).quality
+    assert quality["accept_rate"] == quality["reject_rate"] == 1.0
+    model = PeftModel.from_pretrained(base.model, tmp_path / "late")
+    margins = []
+    for text in ("jump 5", "lazy 5"):
+        prompt = chat.render([{"role": "user", "content": text}]).tokens + tokens.shared
+        logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+        margins.append(float(logits[tokens.accept_token] - logits[tokens.reject_token]))
+    assert margins[0] > 0 > margins[1]
+
+
+def test_a_plain_expert_has_nothing_to_wake_up(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRun, match="--wake indicator"):
+        run(base_folder, data, tmp_path / "out", options=SeeOptions(kind="lora", wake="indicator"))
+
+
 def test_an_interrupted_run_resumes_to_the_same_bytes(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
     whole = Recorder()
     run(base_folder, data, tmp_path / "whole", observer=whole)
