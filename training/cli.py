@@ -70,6 +70,10 @@ def see(
     eval_negatives: Annotated[Path | None, typer.Option(help="Held-out rows to reject (default: 5%)")] = None,
     description: Annotated[str, typer.Option(help="One sentence for the manifest.")] = "",
     sample: Annotated[list[str] | None, typer.Option(help="A prompt it is for; repeatable.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Begin with this adapter's weights, of the same rank and targets."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Continue an unfinished run in --out.")] = False,
 ) -> None:
     """Train an expert that recognises its own queries (SEE)."""
@@ -95,6 +99,7 @@ def see(
         held_out_negatives=eval_negatives,
         out=out,
         resume=resume,
+        start=start,
     )
     try:
         if register is not None:
@@ -121,6 +126,7 @@ class _Run:
     held_out_negatives: Path | None
     out: Path
     resume: bool
+    start: Path | None
 
 
 def _trained(run: _Run, *, base: str, device: str, cache: Path) -> Trained:
@@ -128,7 +134,9 @@ def _trained(run: _Run, *, base: str, device: str, cache: Path) -> Trained:
     data = read_data(run.own, run.negatives, held_out_own=run.held_out_own, held_out_negatives=run.held_out_negatives)
     loaded = load_base(base, device=device, cache=cache)
     with TerminalProgress(_console) as progress:
-        return train_see(loaded, data, run.options, run.about, out=run.out, resume=run.resume, observer=progress)
+        return train_see(
+            loaded, data, run.options, run.about, out=run.out, resume=run.resume, observer=progress, start=run.start
+        )
 
 
 def _report(trained: Trained) -> None:

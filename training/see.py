@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import set_seed
 
 from expert_store import ADAPTER_FILES, MANIFEST_FILE, WEIGHTS_FILE, Indicators, ManifestDraft, Training
@@ -117,11 +125,20 @@ def read_data(
 
 
 def train_see(
-    base: Base, data: SeeData, options: SeeOptions, about: About, *, out: Path, resume: bool, observer: RunObserver
+    base: Base,
+    data: SeeData,
+    options: SeeOptions,
+    about: About,
+    *,
+    out: Path,
+    resume: bool,
+    observer: RunObserver,
+    start: Path | None = None,
 ) -> Trained:
     """Trains one expert and leaves PEFT's two files and manifest.json in `out`.
 
-    `base.model` is consumed: its linear layers are wrapped in place. Raises InvalidData, InvalidRun, Diverged.
+    It begins with the weights of the adapter in `start`, where one is given, else with fresh ones. `base.model` is
+    consumed: its linear layers are wrapped in place. Raises InvalidData, InvalidRun, Diverged.
     """
     indicators = Indicators()
     chat = ChatFormat(base.tokenizer)
@@ -130,10 +147,13 @@ def train_see(
     if options.wake == "indicator" and options.kind != "alora":
         raise InvalidRun("--wake indicator: only activated experts wake up, so it needs --kind alora")
     examples = _encode(base, chat, tokens, data, options)
-    checkpoints = _open_folder(out, _identity(base, data, options), resume=resume)
+    origin = None if start is None else _weights_digest(start)
+    checkpoints = _open_folder(out, _identity(base, data, options, origin), resume=resume)
 
     set_seed(options.seed)
     pupil = _new_pupil(base, examples, options)
+    if start is not None:
+        _take_weights(pupil.model, start)
     plan = plan_steps(
         examples.own, examples.negatives, batch_size=options.batch_size, epochs=options.epochs, seed=options.seed
     )
@@ -150,7 +170,7 @@ def train_see(
     calibration = calibrate([v.margin for v in own], [v.margin for v in negatives])
     invocation = tokens.shared if options.wake == "indicator" else chat.generation_prompt
     _save_adapter(pupil.model, base, invocation if options.kind == "alora" else None, out)
-    draft = _draft(base, data, examples, options, about, indicators, calibration, own)
+    draft = _draft(base, data, examples, options, about, indicators, calibration, own, origin)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     shutil.rmtree(checkpoints)
     return Trained(out, calibration, _exact_match(own), (out / WEIGHTS_FILE).stat().st_size)
@@ -227,9 +247,29 @@ def _loop_options(options: SeeOptions, num_steps: int) -> LoopOptions:
     )
 
 
-def _identity(base: Base, data: SeeData, options: SeeOptions) -> dict[str, Any]:
+def _identity(base: Base, data: SeeData, options: SeeOptions, origin: str | None) -> dict[str, Any]:
     """What must not change between a run and its resumption."""
-    return {"base": base.spec.fingerprint, "data": digest_files(data.paths), "options": asdict(options)}
+    data_digest = digest_files(data.paths)
+    return {"base": base.spec.fingerprint, "data": data_digest, "options": asdict(options), "start": origin}
+
+
+def _weights_digest(folder: Path) -> str:
+    try:
+        return digest_files([folder / WEIGHTS_FILE])
+    except OSError as error:
+        raise InvalidRun(f"--start {folder}: there is no {WEIGHTS_FILE} to read: {error}") from error
+
+
+def _take_weights(model: PeftModel, folder: Path) -> None:
+    """Puts a trained adapter's weights into a fresh one of the same rank and targets. Raises InvalidRun."""
+    own = get_peft_model_state_dict(model)
+    try:
+        given = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise InvalidRun(f"--start {folder}: {WEIGHTS_FILE} cannot be read: {error}") from error
+    if {name: w.shape for name, w in given.items()} != {name: w.shape for name, w in own.items()}:
+        raise InvalidRun(f"--start {folder}: its adapter has another rank or other targets than this run trains")
+    set_peft_model_state_dict(model, given)
 
 
 def _open_folder(out: Path, identity: dict[str, Any], *, resume: bool) -> Path:
@@ -301,6 +341,7 @@ def _draft(
     indicators: Indicators,
     calibration: Calibration,
     own: Sequence[Verdict],
+    origin: str | None,
 ) -> ManifestDraft:
     settings = {k: v for k, v in asdict(options).items() if k not in ("seed", "epochs", "targets") and v is not None}
     return ManifestDraft(
@@ -319,6 +360,7 @@ def _draft(
             command=about.command,
             parameters={
                 **settings,
+                **({} if origin is None else {"start": origin}),
                 "targets": ",".join(options.targets) or "all-linear",
                 "own_rows": len(examples.own),
                 "negative_rows": len(examples.negatives),

@@ -87,6 +87,7 @@ def run(
     about: About | None = None,
     resume: bool = False,
     observer: Recorder | None = None,
+    start: Path | None = None,
 ) -> Trained:
     return train_see(
         load(base_folder),
@@ -96,6 +97,7 @@ def run(
         out=out,
         resume=resume,
         observer=observer or Recorder(),
+        start=start,
     )
 
 
@@ -278,6 +280,29 @@ def test_an_expert_woken_by_the_indicator_decides_as_measured(base_folder: Path,
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
         margins.append(float(logits[tokens.accept_token] - logits[tokens.reject_token]))
     assert margins[0] > 0 > margins[1]
+
+
+def test_a_run_can_begin_with_a_trained_adapter(
+    trained: tuple[Path, Recorder], base_folder: Path, data: SeeData, tmp_path: Path
+) -> None:
+    folder, first = trained
+    options = SeeOptions(rank=4, learning_rate=1e-4, batch_size=4, epochs=1, seed=2)
+    again = Recorder()
+    run(base_folder, data, tmp_path / "again", options=options, observer=again, start=folder)
+    assert sum(again.losses[:3]) < 0.5 * sum(first.losses[:3])
+    training = parse_draft((tmp_path / "again" / "manifest.json").read_bytes()).training
+    assert training is not None
+    assert str(training.parameters["start"]).startswith("sha256:")
+
+
+def test_only_an_adapter_of_the_same_shape_can_be_begun_with(
+    trained: tuple[Path, Recorder], base_folder: Path, data: SeeData, tmp_path: Path
+) -> None:
+    for options in (SeeOptions(rank=8), SeeOptions(rank=4, targets=("q_proj",))):
+        with pytest.raises(InvalidRun, match="another rank or other targets"):
+            run(base_folder, data, tmp_path / str(options.rank), options=options, start=trained[0])
+    with pytest.raises(InvalidRun, match="--start .*nowhere"):
+        run(base_folder, data, tmp_path / "out", start=tmp_path / "nowhere")
 
 
 def test_a_plain_expert_has_nothing_to_wake_up(base_folder: Path, data: SeeData, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,10 @@ from training.see import About, SeeOptions, read_data, train_see
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one demo expert is trained: its kind and how many rows of what."""
+    """How one demo expert is trained: its kind and how many rows of what.
+
+    `more` own rows, with the others in proportion, follow in a second run at a lower rate that starts from the first.
+    """
 
     kind: Literal["alora", "lora"] = "alora"
     own: int = 1500
@@ -34,12 +37,24 @@ class Recipe:
     general: int = 500
     alpha: float | None = 16.0
     learning_rate: float = 3e-3
+    more: int = 0
+
+    def second(self) -> "Recipe":
+        share = self.more / self.own
+        return replace(
+            self,
+            own=self.more,
+            others=round(self.others * share),
+            general=round(self.general * share),
+            learning_rate=self.learning_rate / 2,
+            more=0,
+        )
 
 
 RECIPES = {
     "dates": Recipe(own=4000, others=80, general=700),
     "contacts": Recipe(own=9000, others=120, general=900),
-    "sql": Recipe(own=9000, others=100, general=800),
+    "sql": Recipe(own=9000, others=100, general=800, more=5000),
     "logs": Recipe(own=9000, others=120, general=900),
     "sentiment": Recipe(kind="lora", own=2400, others=60, general=600, alpha=None),
 }
@@ -49,19 +64,29 @@ BATCH_SIZE = 8
 
 
 def train_demo(task: str, recipe: Recipe, *, runs: Path, out: Path, base: str, cache: Path) -> None:
-    """Trains in `runs/<task>`, resuming a run that was cut off there, then replaces `out/<task>`."""
-    work = runs / task
-    data = runs / "data" / task
+    """Trains in `runs`, resuming a run that was cut off there, then replaces `out/<task>`."""
+    result = _run(task, recipe, SEED, runs / task, base=base, cache=cache, start=None)
+    if recipe.more:
+        result = _run(task, recipe.second(), SEED + 1, runs / f"{task}-more", base=base, cache=cache, start=result)
+    folder = out / task
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*ADAPTER_FILES, MANIFEST_FILE):
+        shutil.copyfile(result / name, folder / f"{name}.new")
+        os.replace(folder / f"{name}.new", folder / name)
+
+
+def _run(task: str, recipe: Recipe, seed: int, work: Path, *, base: str, cache: Path, start: Path | None) -> Path:
+    """One run over rows of its own, its result in `work`; nothing is done where that is there already."""
     if (work / MANIFEST_FILE).exists():
-        shutil.rmtree(work)
-    own, *negatives = _write_data(task, recipe, data)
+        return work
+    own, *negatives = _write_data(task, recipe, seed, work.parent / "data" / work.name)
     options = SeeOptions(
         kind=recipe.kind,
         rank=RANK,
         alpha=recipe.alpha,
         batch_size=BATCH_SIZE,
         learning_rate=recipe.learning_rate,
-        seed=SEED,
+        seed=seed,
     )
     demo = TASKS[task]
     about = About(task, demo.description, demo.samples[:4], f"python -m training.demo --out DIR {task}")
@@ -74,22 +99,19 @@ def train_demo(task: str, recipe: Recipe, *, runs: Path, out: Path, base: str, c
             out=work,
             resume=True,
             observer=progress,
+            start=start,
         )
-    folder = out / task
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*ADAPTER_FILES, MANIFEST_FILE):
-        shutil.copyfile(work / name, folder / f"{name}.new")
-        os.replace(folder / f"{name}.new", folder / name)
+    return work
 
 
-def _write_data(task: str, recipe: Recipe, folder: Path) -> list[Path]:
+def _write_data(task: str, recipe: Recipe, seed: int, folder: Path) -> list[Path]:
     """The expert's own rows, the other tasks' and the general ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    others = [row for name in TASKS if name != task for row in rows(name, recipe.others, SEED, held_out=False)]
+    others = [row for name in TASKS if name != task for row in rows(name, recipe.others, seed, held_out=False)]
     files = {
-        "own": rows(task, recipe.own, SEED, held_out=False),
+        "own": rows(task, recipe.own, seed, held_out=False),
         "others": others,
-        "general": general_rows(recipe.general, SEED, held_out=False),
+        "general": general_rows(recipe.general, seed, held_out=False),
     }
     return [_write(folder / f"{name}.jsonl", found) for name, found in files.items()]
 
@@ -104,7 +126,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.demo", description="Retrain the demo experts.")
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(RECIPES)}; all if none is named")
     parser.add_argument("--out", type=Path, required=True, help="gets one folder an expert")
-    parser.add_argument("--runs", type=Path, default=Path("runs/demo"), help="data, checkpoints, unfinished runs")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/demo"),
+        help="data, checkpoints, finished and unfinished runs; remove it to train anew",
+    )
     parser.add_argument("--base", default=BUNDLED)
     given = parser.parse_args(argv)
     unknown = [task for task in given.tasks if task not in RECIPES]

@@ -184,5 +184,7 @@ VALUES = tuple(
     "Polar Quartz Raven Ruby Sable Sigma Solar Stone Tango Terra Tiger Topaz Ultra Umber Vega Velvet Vista Willow "
     "Xenon Yukon Zebra Zulu alpha beta dark double eastern fixed flat front hybrid inner late left light lower manual "
     "mobile national outer plain rear regular right round rural sealed sharp short single solid square sweet twin "
-    "upper urban wide X1 X2 B7 C12 D4 E20 F5 Q3 T8 Z9".split()
+    "upper urban wide "
+    "AGM BBX CERT DIN EKA FIFO GPZ HQ IBAN KLT LED MIX NORD OPEC PVC QR RSX SUV TGV UTC VAT WLAN XS ZDF "
+    "X1 X2 B7 C12 D4 E20 F5 Q3 T8 Z9".split()
 )
