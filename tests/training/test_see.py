@@ -301,7 +301,7 @@ def test_only_an_adapter_of_the_same_shape_can_be_begun_with(
     for options in (SeeOptions(rank=8), SeeOptions(rank=4, targets=("q_proj",))):
         with pytest.raises(InvalidRun, match="another rank or other targets"):
             run(base_folder, data, tmp_path / str(options.rank), options=options, start=trained[0])
-    with pytest.raises(InvalidRun, match="--start .*nowhere"):
+    with pytest.raises(InvalidRun, match=r"--start .*nowhere"):
         run(base_folder, data, tmp_path / "out", start=tmp_path / "nowhere")
 
 

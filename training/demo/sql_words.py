@@ -9,7 +9,7 @@ table.
 
 _NOUNS = (
     "agents applicants apartments appliances assets auctions barns beers benches bikes bridges bushes cafes "
-    "cameras campaigns canals cases castles cats chairs churches clients clinics coaches coins colleges "
+    "cameras campaigns canals casks castles cats chairs churches clients clinics coaches coins colleges "
     "companies concerts contracts cottages crates crews deliveries dentists deposits deputies desks diets dogs "
     "drivers drones editors engines errands exams exhibits experiments factories ferries films firms flowers "
     "forests forklifts fountains gardens gates goods guards guests guides gyms harvests helmets herds hikes "
