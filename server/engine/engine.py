@@ -22,7 +22,7 @@ import torch
 from expert_store import ExpertVersion, StoreError
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.host_cache import HostCache
-from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Waking
+from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Rows, Waking
 from server.engine.kv_cache import BlockPool
 from server.engine.outbox import Outbox
 from server.engine.prefix import PrefixCache
@@ -47,7 +47,8 @@ class EngineConfig:
     """Sizes. `step_tokens` bounds one step's work; a slot is `slot_rank` rank-1 terms in every adapted layer.
 
     `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`). Compiled
-    kernels are kept in `kernel_cache` (None: torch does without).
+    kernels are kept in `kernel_cache` (None: torch does without). Up to `answer_ahead` experts asked together compute
+    what comes behind their accept strings as well: a few tokens each, against a step of its own for the one chosen.
     """
 
     kv_memory_bytes: int
@@ -60,6 +61,7 @@ class EngineConfig:
     prefix_cache: bool = True
     threads: int | None = None
     kernel_cache: Path | None = None
+    answer_ahead: int = 8
 
 
 class Engine:
@@ -244,6 +246,7 @@ class Engine:
             self._inbox.popleft()()
         self._admit()
         self._prepare()
+        self._begin_answers()
         plan = plan_step(
             (lane.sequence for state in self._active for lane in state.lanes()),
             budget=self._config.step_tokens,
@@ -285,7 +288,8 @@ class Engine:
             return access
 
     def _resources(self, access: Access = Access.NONE) -> Resources:
-        return Resources(self._config.step_tokens // 2, self.blocks, self._prefix, self.pool, access)
+        near_tokens, answer_ahead = self._config.step_tokens // 2, self._config.answer_ahead
+        return Resources(near_tokens, answer_ahead, self.blocks, self._prefix, self.pool, access)
 
     def _step(self, plan: StepPlan) -> None:
         started = time.perf_counter()
@@ -299,8 +303,8 @@ class Engine:
                 sequence.fork.copy = None
             self._prefix.remember(sequence)
         self._count(plan)
-        wanting = [segment.sequence for segment in plan.segments if segment.wants_logits]
-        self._deal_out({id(sequence): row for row, sequence in enumerate(wanting)}, logits)
+        wanted = [(id(segment.sequence), count) for segment in plan.segments for count in segment.wanted]
+        self._deal_out({key: row for row, key in enumerate(wanted)}, logits)
         self._observer.on_step(self._stats(plan, time.perf_counter() - started))
 
     def _count(self, plan: StepPlan) -> None:
@@ -310,20 +314,38 @@ class Engine:
         for state in self._active:
             state.computed_tokens += sum(computed.get(id(lane.sequence), 0) for lane in state.lanes())
 
-    def _deal_out(self, rows: dict[int, int], logits_WV: torch.Tensor) -> None:
-        """Hands logits to the jobs that wait for them (rows[id(sequence)] is the row); samples generations together."""
+    def _deal_out(self, rows: Rows, logits_WV: torch.Tensor) -> None:
+        """Hands logits to the jobs that wait for them."""
         resources = self._resources()
         generating: list[Generating] = []
         for state in self._active:
             job: Job | None = state.jobs[0] if state.jobs else None
             if isinstance(job, GenerateJob):
-                row = rows.get(id(job.lane.sequence)) if job.lane is not None else None
+                sequence = job.lane.sequence if job.lane is not None else None
+                row = None if sequence is None else rows.get((id(sequence), len(sequence.tokens)))
                 if row is not None:
                     generating.append((state, job, row))
             elif job is not None:
                 job.take(state, rows, logits_WV, resources)
+        self._append_tokens(generating, logits_WV)
+
+    def _begin_answers(self) -> None:
+        """First tokens of generations whose logits were computed while their experts were asked."""
+        ready = []
+        for state in self._active:
+            job: Job | None = state.jobs[0] if state.jobs else None
+            if isinstance(job, GenerateJob) and job.lane is not None and job.lane.logits_V is not None:
+                ready.append((state, job, job.lane.logits_V))
+                job.lane.logits_V = None
+        if ready:
+            logits_WV = torch.stack([logits_V for *_, logits_V in ready])
+            self._append_tokens([(state, job, row) for row, (state, job, _) in enumerate(ready)], logits_WV)
+
+    def _append_tokens(self, generating: list[Generating], logits_WV: torch.Tensor) -> None:
+        """Samples a token for each, all together."""
         generating = self._without_broken(generating, logits_WV)
         if generating:
+            resources = self._resources()
             sample_rows = [job.sample_row(state.prompt) for state, job, _ in generating]
             tokens = sample(logits_WV[[row for *_, row in generating]], sample_rows)
             for (state, job, _), token in zip(generating, tokens, strict=True):

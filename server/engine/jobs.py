@@ -23,15 +23,19 @@ from server.model.chat import IndicatorTokens, Prompt, activation_start
 from server.model.lora import Slots
 from server.model.sampling import SampleRow, Sampling
 
+Rows = Mapping[tuple[int, int], int]  # rows[id(sequence), n] are the logits behind its first n tokens
+
 
 @dataclass(frozen=True)
 class Resources:
     """What jobs draw on, and how far the job's place in the line lets it go with the pool.
 
     `near_tokens`: a sequence that lacks no more tokens than these can be had in the next step, with others in it.
+    `answer_ahead`: so many experts that are asked together compute the logits of their first tokens as well.
     """
 
     near_tokens: int
+    answer_ahead: int
     blocks: BlockPool
     prefix: PrefixCache
     pool: ExpertPool
@@ -60,13 +64,19 @@ class Waking:
 
 
 def open_expert_lane(
-    state: SessionState, waking: Waking, slots: Slots, tail: tuple[int, ...], resources: Resources
+    state: SessionState,
+    waking: Waking,
+    slots: Slots,
+    tail: tuple[int, ...],
+    resources: Resources,
+    *,
+    decides_at: int | None = None,
 ) -> Lane:
-    """Opens the lane of a pinned expert over prompt and tail, on the base lane's computed prompt where it can."""
+    """Opens the lane of a pinned expert over prompt and tail, on the base lane's prompt where it can."""
     tokens = [*state.prompt.tokens, *tail]
     if waking.start == 0 or state.base is None:
-        return state.open_lane(waking.expert, slots, waking.start, tokens, resources.prefix)
-    return state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks)
+        return state.open_lane(waking.expert, slots, waking.start, tokens, resources.prefix, decides_at)
+    return state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks, decides_at)
 
 
 def base_is_near(state: SessionState, num_tokens: int, resources: Resources) -> bool:
@@ -79,7 +89,11 @@ def base_is_near(state: SessionState, num_tokens: int, resources: Resources) -> 
 
 @dataclass(eq=False)
 class ProbeJob:
-    """Indicator logits of several experts; their lanes stay open."""
+    """Indicator logits of several experts; their lanes stay open.
+
+    A few experts compute the whole accept string at once, so that whoever is chosen has its first token already; with
+    many, what the others compute in vain would take longer than a step.
+    """
 
     future: "asyncio.Future[list[IndicatorLogits]]"
     probes: Seq[tuple[Waking, IndicatorTokens]]
@@ -98,17 +112,23 @@ class ProbeJob:
         pinned = state.try_pin(experts, resources.pool, resources.access)
         if isinstance(pinned, Access):
             return pinned
+        ahead = len(self.probes) <= resources.answer_ahead
         for (waking, indicators), slots in zip(self.probes, pinned, strict=True):
-            self._lanes.append(open_expert_lane(state, waking, slots, indicators.shared, resources))
+            tail = indicators.accept if ahead else indicators.shared
+            at = len(state.prompt.tokens) + indicators.shared_length
+            self._lanes.append(open_expert_lane(state, waking, slots, tail, resources, decides_at=at))
         return resources.access
 
-    def take(self, state: SessionState, rows: Mapping[int, int], logits_WV: Tensor, resources: Resources) -> None:
-        """Reads the indicator logits of lanes that have come to their end; answers when all have."""
+    def take(self, state: SessionState, rows: Rows, logits_WV: Tensor, resources: Resources) -> None:
+        """Reads the indicator logits of lanes that have come so far; answers when all have."""
         for lane, (waking, indicators) in zip(self._lanes, self.probes, strict=False):
-            row = rows.get(id(lane.sequence))
+            row = rows.get((id(lane.sequence), len(state.prompt.tokens) + indicators.shared_length))
             if row is not None:
                 pair = logits_WV[row, [indicators.accept_token, indicators.reject_token]].tolist()
                 self._results[waking.expert.digest] = IndicatorLogits(accept=pair[0], reject=pair[1])
+            last = rows.get((id(lane.sequence), len(state.prompt.tokens) + len(indicators.accept)))
+            if last is not None:
+                lane.logits_V = logits_WV[last].clone()
         if len(self._results) == len(self.probes):
             state.end_job(resources.pool)
             state.resolve(self.future, [self._results[waking.expert.digest] for waking, _ in self.probes])
@@ -139,9 +159,10 @@ class LogitsJob:
         self._lane = state.open_lane(self.waking.expert, pinned[0], self.waking.start, tokens, resources.prefix)
         return resources.access
 
-    def take(self, state: SessionState, rows: Mapping[int, int], logits_WV: Tensor, resources: Resources) -> None:
+    def take(self, state: SessionState, rows: Rows, logits_WV: Tensor, resources: Resources) -> None:
         """Answers once the lane has come to its end."""
-        row = rows.get(id(self._lane.sequence)) if self._lane is not None else None
+        sequence = self._lane.sequence if self._lane is not None else None
+        row = None if sequence is None else rows.get((id(sequence), len(sequence.tokens)))
         if row is not None and self._lane is not None:
             state.end_job(resources.pool)
             state.drop(self._lane, resources.blocks)
@@ -234,6 +255,9 @@ class GenerateJob:
             return open_expert_lane(state, waking, pinned[0], self.accept, resources)
         held.sequence.tokens = [*state.prompt.tokens, *self.accept]
         held.sequence.slots = pinned[0]  # its slots may have changed hands since it was asked
+        held.sequence.decides_at = None
+        if held.logits_V is None and held.sequence.num_pending == 0:
+            held.sequence.computed -= 1  # its logits were not kept, so its last token runs once more
         return held
 
 

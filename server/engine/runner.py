@@ -56,7 +56,7 @@ class Runner:
         return self._decoder.arenas
 
     def run(self, plan: StepPlan) -> Tensor:
-        """One forward pass; [W, V] logits of the segments that want them, in plan order."""
+        """One forward pass; [W, V] logits of all that segments want, in plan order."""
         spans, tokens, positions, slots_T, wanted = _lay_out(plan.segments)
         copies = [(copy.source, copy.target, copy.num_tokens) for copy in plan.copies]
         return self._forward(spans, tokens, positions, slots_T, wanted, copies)
@@ -123,8 +123,7 @@ def _lay_out(
         tokens += segment.sequence.tokens[segment.start : segment.end]
         positions += range(segment.start, segment.end)
         slots_T += [segment.slots] * count
-        if segment.wants_logits:
-            wanted.append(len(tokens) - 1)
+        wanted += [len(tokens) - 1 - (segment.end - reached) for reached in segment.wanted]
     return spans, tokens, positions, slots_T, wanted
 
 

@@ -26,6 +26,7 @@ class Sequence:
     activation_start: int | None = None
     computed: int = 0
     wants_logits: bool = True
+    decides_at: int | None = None  # after so many tokens its logits are wanted as well
     digest: str = ""  # of the expert
     keys: list[bytes] = field(default_factory=list)  # of its first blocks, see `prefix`
     fork: "Fork | None" = None
@@ -33,6 +34,12 @@ class Sequence:
     @property
     def num_pending(self) -> int:
         return len(self.tokens) - self.computed
+
+    @property
+    def wanted(self) -> list[int]:
+        """After how many tokens logits are wanted, in order."""
+        end = [len(self.tokens)] if self.wants_logits else []
+        return end if self.decides_at in (None, len(self.tokens)) else [self.decides_at, *end]
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,9 @@ class Segment:
     slots: Slots | None
 
     @property
-    def wants_logits(self) -> bool:
-        """True where the step brings the sequence to its last token and somebody waits for its logits."""
-        return self.sequence.wants_logits and self.end == len(self.sequence.tokens)
+    def wanted(self) -> list[int]:
+        """Those token counts whose logits are wanted that this step reaches."""
+        return [count for count in self.sequence.wanted if self.start < count <= self.end]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from expert_store import ExpertVersion
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool, BlockTable, Reservation
@@ -25,10 +27,14 @@ from server.model.lora import Slots
 
 @dataclass(eq=False)
 class Lane:
-    """A sequence and the expert that computes it (None: the base)."""
+    """A sequence and the expert that computes it (None: the base).
+
+    `logits_V` are those behind its last token, where they were computed before anybody asked for them.
+    """
 
     sequence: Sequence
     expert: ExpertVersion | None
+    logits_V: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -76,17 +82,36 @@ class SessionState:
         return self.base
 
     def open_lane(
-        self, expert: ExpertVersion, slots: Slots, start: int, tokens: list[int], prefix: PrefixCache
+        self,
+        expert: ExpertVersion,
+        slots: Slots,
+        start: int,
+        tokens: list[int],
+        prefix: PrefixCache,
+        decides_at: int | None = None,
     ) -> Lane:
         """A fresh lane for a pinned expert that wakes up at token `start`."""
         sequence = Sequence(
-            tokens, BlockTable(self._claim()), slots=slots, activation_start=start, digest=expert.digest
+            tokens,
+            BlockTable(self._claim()),
+            slots=slots,
+            activation_start=start,
+            digest=expert.digest,
+            decides_at=decides_at,
         )
         prefix.adopt(sequence)
         self.asked[expert.digest] = Lane(sequence, expert)
         return self.asked[expert.digest]
 
-    def fork_base(self, expert: ExpertVersion, slots: Slots, start: int, tokens: list[int], blocks: BlockPool) -> Lane:
+    def fork_base(
+        self,
+        expert: ExpertVersion,
+        slots: Slots,
+        start: int,
+        tokens: list[int],
+        blocks: BlockPool,
+        decides_at: int | None = None,
+    ) -> Lane:
         """A lane for a pinned expert that shares what the base lane computes, or will, before token `start`."""
         assert self.base is not None, "there is no base lane to fork. This is a bug."
         parent = self.base.sequence
@@ -100,6 +125,7 @@ class SessionState:
             activation_start=start,
             computed=shared,
             digest=expert.digest,
+            decides_at=decides_at,
             fork=Fork(parent, shared, None if copied is None else BlockCopy(*copied, shared % blocks.block_tokens)),
         )
         self.asked[expert.digest] = Lane(sequence, expert)

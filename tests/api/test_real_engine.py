@@ -85,7 +85,7 @@ async def test_the_chain_reads_the_prompt_once_and_answers_as_the_named_expert_d
         await real.register(alora, name, threshold="0.001")
     routed = (await real.ask("POST", "/route", {"prompt": "what is the capital of France? " * 4})).json()
     prompt_tokens, computed = (routed["usage"][key] for key in ("prompt_tokens", "computed_tokens"))
-    assert prompt_tokens < computed <= prompt_tokens + 8 * len(names)
+    assert prompt_tokens < computed <= prompt_tokens + 12 * len(names)  # suffix and accept string of each
     assert routed["routing"]["expert"] == "d"
     assert await real.text("hello") == await real.text("hello", expert="d")
 

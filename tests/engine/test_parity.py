@@ -57,11 +57,11 @@ def test_mixed_batch_gives_the_same_tokens_as_alone(world: World, shape: str) ->
         "all_twice": [*ADAPTERS, None, None, *reversed(ADAPTERS)],
     }[shape]
     requests = [(prompt_of(world, i), world.experts[n] if n else None) for i, n in enumerate(names)]
-    alone = [asyncio.run(answer(world.engine, *request)) for request in requests]
+    alone = [asyncio.run(answer(world.engine, *request, 2 * COUNT)) for request in requests]
     steps_before = len(world.recorder.steps)
 
     async def together() -> list[list[int]]:
-        return await asyncio.gather(*(answer(world.engine, *request) for request in requests))
+        return await asyncio.gather(*(answer(world.engine, *request, 2 * COUNT) for request in requests))
 
     assert asyncio.run(together()) == alone
     assert max(step.sequences for step in world.recorder.steps[steps_before:]) == len(names)
@@ -101,35 +101,62 @@ def test_indicator_logits_equal_peft(world: World) -> None:
         assert asyncio.run(scored()) == pytest.approx(tuple(expected), abs=1e-4)
 
 
+async def probed_tokens(engine: Engine, prompt: Prompt, asked: list[ExpertVersion], count: int) -> int:
+    """Tokens computed for asking these experts and for so many tokens of the first one's answer."""
+    branches = Branches(activated=len(asked))
+    async with await engine.open(prompt, max_new_tokens=max(1, count), branches=branches) as session:
+        await session.score(asked)
+        if count:
+            async for _ in session.generate(asked[0], Sampling(max_new_tokens=count, ignore_eos=True)):
+                pass
+        return session.computed_tokens
+
+
 def test_computed_tokens_show_one_prefill_for_all_activated_experts(world: World) -> None:
     prompt = prompt_of(world, 1)
     asked = [world.experts[name] for name in ("act4", "act16", "act64")]
-    forced = tiny.forced(world.chat, asked[0])
-    assert asked[0].manifest.indicators is not None
-    shared = world.chat.indicator_tokens(asked[0].manifest.indicators).shared
+    suffix = len(prompt.tokens) - prompt.body_length + len(tiny.forced(world.chat, asked[0]))
+    answer_tokens = COUNT - 1  # the first came with its probe, and the last token is never run through the model
+    computed = asyncio.run(probed_tokens(world.engine, prompt, asked, COUNT))
+    assert computed == prompt.body_length + len(asked) * suffix + answer_tokens
 
-    async def computed() -> int:
-        async with await world.engine.open(prompt, max_new_tokens=COUNT, branches=Branches(3, 0)) as session:
+
+def test_many_experts_compute_nothing_ahead_and_answer_the_same(world: World, tmp_path: Path) -> None:
+    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path)
+    engine = Engine(base, world.chat, replace(small_config(), answer_ahead=2), Recorder())
+    engine.start()
+    prompt = prompt_of(world, 1)
+    asked = [world.experts[name] for name in ("act4", "act16", "late8")]
+    shared = len(world.chat.indicator_tokens(Indicators()).shared)
+    accept = len(tiny.forced(world.chat, asked[0]))
+    generation_prompt = len(prompt.tokens) - prompt.body_length
+
+    async def chosen() -> list[int]:
+        async with await engine.open(prompt, max_new_tokens=COUNT, branches=Branches(activated=3)) as session:
             await session.score(asked)
-            async for _ in session.generate(asked[0], Sampling(max_new_tokens=COUNT, ignore_eos=True)):
-                pass
-            return session.computed_tokens
+            tokens = session.generate(asked[1], Sampling(max_new_tokens=COUNT, ignore_eos=True))
+            return [token.token async for token in tokens]
 
-    suffix = len(prompt.tokens) - prompt.body_length + len(shared)
-    answer_tokens = len(forced) - len(shared) + COUNT - 1  # the last token is never run through the model
-    assert asyncio.run(computed()) == prompt.body_length + len(asked) * suffix + answer_tokens
+    try:
+        computed = asyncio.run(probed_tokens(engine, prompt, asked, COUNT))
+        assert computed == len(prompt.tokens) + 2 * generation_prompt + 3 * shared + (accept - shared) + COUNT - 1
+        assert asyncio.run(chosen()) == asyncio.run(answer(world.engine, prompt, asked[1]))
+    finally:
+        engine.stop()
 
 
-def test_experts_woken_by_the_indicator_cost_its_first_tokens_alone(world: World) -> None:
+def test_experts_woken_by_the_indicator_cost_its_tokens_alone(world: World) -> None:
     prompt, expert = prompt_of(world, 1), world.experts["late8"]
-    assert expert.invocation_tokens is not None
+    computed = asyncio.run(probed_tokens(world.engine, prompt, [expert], 0))
+    assert computed == len(prompt.tokens) + len(tiny.forced(world.chat, expert))
 
-    async def computed() -> int:
-        async with await world.engine.open(prompt, max_new_tokens=1, branches=Branches(activated=1)) as session:
-            await session.score([expert])
-            return session.computed_tokens
 
-    assert asyncio.run(computed()) == len(prompt.tokens) + len(expert.invocation_tokens)
+def test_an_answer_begins_with_the_step_that_chose_it(world: World) -> None:
+    """One step for the prompt, the probes and the first token; the other tokens take one each."""
+    prompt = world.chat.render([{"role": "user", "content": "xyz"}])
+    before = len(world.recorder.steps)
+    asyncio.run(probed_tokens(world.engine, prompt, [world.experts["act16"], world.experts["late8"]], 3))
+    assert len(world.recorder.steps) - before == 3
 
 
 def test_a_short_prompt_and_all_its_probes_are_one_step(world: World) -> None:

@@ -47,7 +47,18 @@ def test_logits_are_wanted_only_at_the_end_and_only_where_asked_for() -> None:
     silent = sequence(5)
     silent.wants_logits = False
     plan = plan_step([silent, sequence(5), sequence(50)], budget=20)
-    assert [segment.wants_logits for segment in plan.segments] == [False, True, False]
+    assert [segment.wanted for segment in plan.segments] == [[], [5], []]
+
+
+def test_logits_may_be_wanted_on_the_way_too() -> None:
+    probe = sequence(12, 5)
+    probe.decides_at = 8
+    assert [s.wanted for s in plan_step([probe], budget=50).segments] == [[8, 12]]
+    assert [s.wanted for s in plan_step([probe], budget=3).segments] == [[8]]
+    probe.computed = 8
+    assert [s.wanted for s in plan_step([probe], budget=50).segments] == [[12]]
+    probe.decides_at = 12
+    assert probe.wanted == [12]
 
 
 def forked(parent: Sequence, total: int, shared: int, *, row: int) -> Sequence:
