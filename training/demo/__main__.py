@@ -55,7 +55,7 @@ RECIPES = {
     "dates": Recipe(own=4000, others=80, general=700),
     "contacts": Recipe(own=9000, others=120, general=900),
     "sql": Recipe(own=9000, others=100, general=800, more=5000),
-    "logs": Recipe(own=9000, others=120, general=900),
+    "logs": Recipe(own=9000, others=120, general=900, more=5000),
     "sentiment": Recipe(kind="lora", own=2400, others=60, general=600, alpha=None),
 }
 SEED = 0

@@ -11,6 +11,7 @@ from random import Random
 from training.demo import logs_phrases as words
 from training.demo import logs_words as invented
 from training.demo.task import DemoTask
+from training.demo.vocabulary import WORDS
 from training.demo.wording import ask, fill
 
 KEYS = ("timestamp", "level", "service", "message")
@@ -88,6 +89,7 @@ _NO_LEVEL = (
 _ONLY_LEVEL = ("{v}: {m}", "[{v}] {m}", "level={v} msg={q}")
 _ONLY_TIME = ("{t} {m}", "[{t}] {m}", "time={t} msg={q}")
 INVENTED_SHARE = 0.75
+COPIED_SHARE = 0.5  # of the invented ones
 _LATER = {slot: f"{{{slot}}}" for slot in "nkfhui"}  # filled by `_message`
 _SHAPES = (_LAYOUTS, _NO_SERVICE, _NO_TIME, _NO_LEVEL, _ONLY_LEVEL, _ONLY_TIME)
 _WEIGHTS = (54, 10, 8, 8, 3, 3)
@@ -118,8 +120,19 @@ def _message(rng: Random, messages: tuple[str, ...]) -> str:
     return fill(rng.choice(messages), slots)
 
 
+def _copied_message(rng: Random) -> str:
+    """Any words at all, with a number or a file among them."""
+    drawn = rng.sample(WORDS, rng.randrange(2, 6))
+    if rng.random() < 0.4:
+        drawn.insert(rng.randrange(len(drawn) + 1), rng.choice(("{n}", "{k}", "{k} ms", "{f}", "{h}", "{u}", "{i}")))
+    text = " ".join(drawn)
+    return _message(rng, (text[:1].upper() + text[1:] if rng.random() < 0.3 else text,))
+
+
 def _invented_message(rng: Random) -> str:
     """Something that no list holds, so that messages are copied and not remembered."""
+    if rng.random() < COPIED_SHARE:
+        return _copied_message(rng)
     thing, other = rng.sample(invented.THINGS, 2)
     deed, adjective = rng.choice(invented.DEEDS), rng.choice(invented.ADJECTIVES)
     small = {"o": thing, "b": other, "d": deed, "a": adjective}
@@ -129,7 +142,15 @@ def _invented_message(rng: Random) -> str:
     return _message(rng, (fill(text, small | large | _LATER),))
 
 
+def _copied_service(rng: Random) -> str:
+    first, second = rng.sample(WORDS, 2)
+    camel = first.capitalize() + second.capitalize()
+    return rng.choice((first, first, first, f"{first}-{second}", f"{first}.{second}", f"{first}_{second}", camel))
+
+
 def _invented_service(rng: Random) -> str:
+    if rng.random() < COPIED_SHARE:
+        return _copied_service(rng)
     first, second = rng.sample(invented.PARTS, 2)
     role = rng.choice(invented.ROLES)
     return rng.choice(
@@ -206,6 +227,8 @@ def _syslog_line(rng: Random, *, held_out: bool) -> tuple[str, dict[str, str]]:
     moment = _moment(rng)
     stamp = f"{moment:%b} {moment.day:2d} {moment:%H:%M:%S}"
     program = rng.choice(words.HELD_OUT_SERVICES[:4] if held_out and rng.random() < 0.3 else words.DAEMONS)
+    if not held_out and rng.random() < COPIED_SHARE:
+        program = _copied_service(rng)
     pid = f"[{rng.randrange(100, 9999)}]" if rng.random() < 0.65 else ""
     known = words.HELD_OUT_MESSAGES if held_out else words.SYSLOG_MESSAGES + words.MESSAGES[:20]
     message = _said(rng, known, held_out=held_out)
