@@ -16,6 +16,8 @@
 
 typedef uint16_t bf16;
 
+enum { SMALL = 1 << 15 }; /* numbers that one thread has done before a second one is awake */
+
 static inline float wide(bf16 x) {
     uint32_t bits = (uint32_t)x << 16;
     float y;
@@ -52,7 +54,7 @@ static inline float exp_negative(float x) {
 
 /* sum += delta where there is one, then out = sum / rms(sum) * weight; all [rows, width]. */
 void add_norm(bf16 *sum, const bf16 *delta, const bf16 *weight, bf16 *out, int64_t rows, int64_t width, float epsilon) {
-#pragma omp parallel for if (rows > 4)
+#pragma omp parallel for if (rows * width > SMALL)
     for (int64_t r = 0; r < rows; r++) {
         bf16 *s = sum + r * width, *o = out + r * width;
         if (delta)
@@ -66,7 +68,7 @@ void add_norm(bf16 *sum, const bf16 *delta, const bf16 *weight, bf16 *out, int64
 
 /* out = silu(gate) * up; gate_up [rows, 2 * width] holds the gates of a row, then its ups. */
 void swiglu(const bf16 *gate_up, bf16 *out, int64_t rows, int64_t width) {
-#pragma omp parallel for if (rows > 2)
+#pragma omp parallel for if (rows * width > SMALL)
     for (int64_t r = 0; r < rows; r++) {
         const bf16 *gate = gate_up + r * 2 * width, *up = gate + width;
         for (int64_t i = 0; i < width; i++) {
@@ -82,7 +84,7 @@ void swiglu(const bf16 *gate_up, bf16 *out, int64_t rows, int64_t width) {
  * head h of token t goes to cache row place[t] + h * block_tokens, rows of D numbers. */
 void rotate_and_store(bf16 *qkv, const float *cos, const float *sin, bf16 *cache, const int64_t *place, int64_t tokens,
                       int64_t heads, int64_t rotated, int64_t kv_heads, int64_t D, int64_t block_tokens) {
-#pragma omp parallel for if (tokens > 4)
+#pragma omp parallel for if (tokens * heads * D > SMALL)
     for (int64_t t = 0; t < tokens; t++) {
         bf16 *row = qkv + t * heads * D;
         const float *c = cos + t * D, *s = sin + t * D;
