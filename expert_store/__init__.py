@@ -41,6 +41,7 @@ from expert_store.manifest import (
     parse_draft,
 )
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, parse_config, read_config
+from expert_store.profile import PROFILE_FILE, Profile, Vector, read_profile
 from expert_store.store import ExpertStore, Staged, file_record
 from expert_store.weights import WEIGHTS_FILE, read_header
 
@@ -49,6 +50,7 @@ __all__ = [
     "CONFIG_FILE",
     "LIVE",
     "MANIFEST_FILE",
+    "PROFILE_FILE",
     "WEIGHTS_FILE",
     "AdapterConfig",
     "AdapterInfo",
@@ -69,6 +71,7 @@ __all__ = [
     "Manifest",
     "ManifestDraft",
     "Problem",
+    "Profile",
     "Staged",
     "StoreBusy",
     "StoreError",
@@ -76,6 +79,7 @@ __all__ = [
     "UnknownAlias",
     "UnknownExpert",
     "UnknownVersion",
+    "Vector",
     "VersionInUse",
     "check_alias",
     "check_name",
@@ -87,6 +91,7 @@ __all__ = [
     "parse_draft",
     "read_config",
     "read_header",
+    "read_profile",
     "read_scaling",
     "verify_store",
 ]

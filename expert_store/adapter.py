@@ -10,6 +10,7 @@ from expert_store.disk import is_plain_file
 from expert_store.errors import InvalidAdapter, shown
 from expert_store.manifest import FileRecord, Kind, Manifest, ManifestDraft
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, read_config
+from expert_store.profile import PROFILE_FILE
 from expert_store.weights import WEIGHTS_FILE, Tensor, check_values, read_header
 
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
@@ -117,10 +118,11 @@ def read_scaling(config: AdapterConfig, module: str) -> float:
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """Copies PEFT's two files, and nothing else that lies in `source`. Raises InvalidAdapter when one is missing."""
+    """Copies PEFT's two files, and a profile if there is one. Raises InvalidAdapter when one of the two is missing."""
     _check_present(source)
-    for name in ADAPTER_FILES:
-        shutil.copyfile(source / name, target / name)
+    for name in (*ADAPTER_FILES, PROFILE_FILE):
+        if name in ADAPTER_FILES or (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def _check_files(folder: Path) -> None:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from expert_store.errors import UnknownAlias, UnknownExpert, UnknownVersion
 from expert_store.manifest import Kind, Manifest
+from expert_store.profile import Profile
 from expert_store.weights import WEIGHTS_FILE
 
 LIVE = "live"
@@ -17,11 +18,15 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True)
 class ExpertVersion:
-    """One published version. `folder` holds PEFT's two files and never changes; two are equal iff their digests are."""
+    """One published version. `folder` holds PEFT's two files and never changes; two are equal iff their digests are.
+
+    `profile` is what its prompts look like, where that is known.
+    """
 
     manifest: Manifest = field(compare=False)
     digest: str
     folder: Path = field(compare=False)
+    profile: Profile | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:

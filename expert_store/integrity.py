@@ -1,14 +1,15 @@
 """Holds what lies on disk against what was published, byte by byte. Changes nothing and needs no opened store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from expert_store.catalog import ExpertVersion
 from expert_store.disk import digest_bytes, file_sha256, is_plain_file
-from expert_store.errors import CorruptStore, InvalidManifest
+from expert_store.errors import CorruptStore, InvalidAdapter, InvalidManifest
 from expert_store.layout import MANIFEST_FILE, Layout, is_claimed, kept_label, write_lock
-from expert_store.manifest import Manifest, parse_manifest
+from expert_store.manifest import FileRecord, Manifest, parse_manifest
+from expert_store.profile import PROFILE_FILE, Profile, parse_profile
 from expert_store.records import CatalogRecord, parse_record
 
 
@@ -67,7 +68,22 @@ def read_version(layout: Layout, name: str, version: int, digest: str) -> Expert
         raise CorruptStore(path, f"cannot be read: {error}") from None
     if digest_bytes(data) != digest:
         raise CorruptStore(path, f"does not have the published digest {digest}: restore it from a backup")
-    return ExpertVersion(_read_manifest(data, path, f"{name}@{version}"), digest, folder)
+    manifest = _read_manifest(data, path, f"{name}@{version}")
+    return ExpertVersion(manifest, digest, folder, read_published_profile(folder, manifest.files))
+
+
+def read_published_profile(folder: Path, files: Mapping[str, FileRecord]) -> Profile | None:
+    """A version's profile, held against its record; None where it was published without. Raises CorruptStore."""
+    if PROFILE_FILE not in files:
+        return None
+    path = folder / PROFILE_FILE
+    message = _compare(path, files[PROFILE_FILE].size_bytes, files[PROFILE_FILE].sha256)
+    if message is not None:
+        raise CorruptStore(path, f"{message}: restore it from a backup")
+    try:
+        return parse_profile(path.read_bytes())
+    except InvalidAdapter as error:
+        raise CorruptStore(path, f"cannot be read by this version of the software: {error.message}") from None
 
 
 def orphans(layout: Layout, record: CatalogRecord) -> Iterator[Path]:

@@ -27,18 +27,20 @@ from expert_store.errors import (
 from expert_store.integrity import (
     Problem,
     orphans,
+    read_published_profile,
     read_record,
     read_version,
     verify_store,
 )
 from expert_store.layout import MANIFEST_FILE, Claim, Layout, is_claimed, kept_label, write_lock
 from expert_store.manifest import FileRecord, Manifest, ManifestDraft, check_alias, check_name
+from expert_store.profile import PROFILE_FILE, read_profile
 from expert_store.records import CatalogRecord
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A private folder to write an adapter's two files into, on the store's own file system."""
+    """A private folder to write an adapter's two files and its profile into, on the store's own file system."""
 
     folder: Path
 
@@ -188,16 +190,19 @@ class ExpertStore:
         return verify_store(self._layout.root)
 
     def _seal(self, folder: Path) -> dict[str, FileRecord]:
-        """Digests the staged files and makes them durable. Raises InvalidAdapter for anything but the two files."""
+        """Digests the staged files and makes them durable. Raises InvalidAdapter for anything but the two files and a
+        sound profile, which may be left out."""
         found = {path.name for path in folder.iterdir()}
-        for file_name in sorted(found.symmetric_difference(ADAPTER_FILES)):
+        for file_name in sorted((found - {PROFILE_FILE}).symmetric_difference(ADAPTER_FILES)):
             state = "is missing" if file_name in ADAPTER_FILES else "does not belong in a version"
             raise InvalidAdapter(file_name, f"{file_name} {state}: stage exactly {' and '.join(ADAPTER_FILES)}")
-        for file_name in ADAPTER_FILES:
+        for file_name in sorted(found):
             if not is_plain_file(folder / file_name):
                 raise InvalidAdapter(file_name, f"{file_name} is a link or a folder: stage the file itself")
             self._disk.sync_file(folder / file_name)
-        return {name: file_record(folder / name) for name in ADAPTER_FILES}
+        if PROFILE_FILE in found:
+            read_profile(folder / PROFILE_FILE)
+        return {name: file_record(folder / name) for name in sorted(found)}
 
     def _place_and_commit(
         self, staging: Path, manifest: Manifest, record: CatalogRecord, *, activate: bool
@@ -222,7 +227,7 @@ class ExpertStore:
         self._disk.remove(folder)  # a publication that crashed before its commit left it
         self._disk.rename(staging, folder)
         self._disk.sync_folder(folder.parent)
-        return ExpertVersion(manifest, digest_bytes(data), folder)
+        return ExpertVersion(manifest, digest_bytes(data), folder, read_published_profile(folder, manifest.files))
 
     def _withdraw(self, manifest: Manifest) -> None:
         """After a failed publication: removes its folder, unless the failure came after the commit."""

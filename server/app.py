@@ -28,9 +28,10 @@ from server.errors import ForeignStore, RelayError, SettingsError
 from server.metrics import Metrics
 from server.model.base import Base, load_base, public_name
 from server.model.chat import ChatFormat
+from server.model.feature import PromptFeature
 from server.pins import Pins
 from server.registry import EffectEngine, Registry, discard_in_background
-from server.routing import ChainRouter
+from server.routing import ChainRouter, Shortlists
 from server.service import RequestEngine, Service
 from server.settings import Settings
 
@@ -111,6 +112,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     base = await asyncio.to_thread(_load_base, settings)
     store = await asyncio.to_thread(_open_store, settings, base.spec)
     chat = ChatFormat(base.tokenizer, template=_chat_template(settings))
+    feature = PromptFeature(base, chat)
     metrics = Metrics(catalog=lambda: store.catalog, max_experts=settings.expert_slots)
     _describe_build(metrics, base)
     engine = await asyncio.to_thread(make_engine, base, chat, _engine_config(settings), metrics)
@@ -119,6 +121,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         store=store,
         spec=base.spec,
         chat=chat,
+        feature=feature,
         engine=engine,
         pins=pins,
         metrics=metrics,
@@ -130,6 +133,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         chat=chat,
         tokenizer=base.tokenizer,
         router=ChainRouter(window=settings.chain_window, plain_window=settings.plain_window),
+        shortlists=Shortlists(feature),
         catalog=lambda: store.catalog,
         pins=pins,
         admission=Admission(max_running=settings.max_running, max_queue=settings.max_queue),
@@ -213,6 +217,7 @@ def _serving(settings: Settings, service: Service, registry: Registry, metrics: 
         metrics=metrics,
         engine_alive=lambda: engine.alive,
         default_router=settings.router,
+        default_shortlist=settings.shortlist,
         base_id=public_name(settings.base),
         started_at=datetime.now(UTC),
         max_new_tokens=settings.max_new_tokens,

@@ -77,12 +77,14 @@ app.command("serve", help="Start the server.")(_with_setting_flags(_serve))
 def route(
     text: Annotated[str, typer.Argument(help="The prompt.")],
     router: Annotated[str | None, typer.Option(help="chain or none; else the server's setting.")] = None,
+    shortlist: Annotated[int | None, typer.Option(help="Ask only so many experts; 0 asks all.")] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask who would answer a prompt."""
     with _clear_errors():
-        _print(client.route(server_url(url), text, router=router), show.decision, as_json=as_json)
+        answer = client.route(server_url(url), text, router=router, shortlist=shortlist)
+        _print(answer, show.decision, as_json=as_json)
 
 
 @experts.command("list")

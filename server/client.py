@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from expert_store import ADAPTER_FILES, MANIFEST_FILE
+from expert_store import ADAPTER_FILES, MANIFEST_FILE, PROFILE_FILE
 from server.errors import RelayError
 
 _TIMEOUT = httpx.Timeout(300.0, connect=5.0)
@@ -16,10 +16,10 @@ class ClientError(RelayError):
     """The server is not there, or it refused."""
 
 
-def route(url: str, text: str, *, router: str | None) -> dict[str, Any]:
+def route(url: str, text: str, *, router: str | None, shortlist: int | None) -> dict[str, Any]:
     """The decision for one prompt. Raises ClientError."""
-    body = {"prompt": text} | ({} if router is None else {"router": router})
-    return _call("POST", url, "/route", json=body)
+    given = {"router": router, "shortlist": shortlist}
+    return _call("POST", url, "/route", json={"prompt": text} | {k: v for k, v in given.items() if v is not None})
 
 
 def list_experts(url: str) -> dict[str, Any]:
@@ -33,10 +33,13 @@ def show_expert(url: str, name: str) -> dict[str, Any]:
 
 
 def add_expert(url: str, folder: Path, *, name: str | None, activate: bool) -> dict[str, Any]:
-    """Registers the adapter in `folder`, with the manifest.json beside it if there is one. Raises ClientError."""
+    """Registers the adapter in `folder`, with manifest.json and profile beside it if they are there.
+
+    Raises ClientError.
+    """
     with ExitStack() as stack:
         files: dict[str, Any] = {}
-        for file_name in (*ADAPTER_FILES, MANIFEST_FILE):
+        for file_name in (*ADAPTER_FILES, PROFILE_FILE, MANIFEST_FILE):
             path = folder / file_name
             if path.is_file():
                 field = "manifest" if file_name == MANIFEST_FILE else path.stem

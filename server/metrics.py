@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from expert_store import Catalog
 from server.engine.types import Occupancy, PoolEvent, StepStats
-from server.routing.base import Decision
+from server.routing.base import Decision, Shortlist
 
 # Outside the pattern of expert names, so neither can be one.
 BASE = "(base)"
@@ -28,6 +28,7 @@ RegistrationOutcome = Literal["registered", "refused", "error"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_LOOKUP_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -100,6 +101,12 @@ class Metrics:
         )
         self.verdicts = self._counter(
             "expert_verdicts", "Accepts and rejects of experts the chain asked.", "expert", "verdict"
+        )
+        self.shortlisted = self._counter(
+            "shortlist_experts", "Experts of the chain by what shortlists made of them.", "outcome"
+        )
+        self.shortlist_seconds = self._histogram(
+            "shortlist_seconds", "Time to choose whom of the chain to ask.", _LOOKUP_SECONDS
         )
         self.chain_length = self._histogram("chain_length", "Experts asked by one chain decision.", _COUNTS)
         self.fallbacks = self._counter(
@@ -225,8 +232,16 @@ class Metrics:
             self.verdicts.labels(self._label(considered.expert), verdict).inc()
         if decision.reason in ("accepted", "no_acceptance"):
             self.chain_length.observe(len(decision.considered))
+        if decision.shortlist is not None:
+            self._count_shortlist(decision.shortlist)
         if decision.fallback:
             self.fallbacks.labels(decision.reason, "refuse" if refused else "base").inc()
+
+    def _count_shortlist(self, shortlist: Shortlist) -> None:
+        self.shortlist_seconds.observe(shortlist.seconds)
+        self.shortlisted.labels("proposed").inc(shortlist.num_proposed)
+        self.shortlisted.labels("unprofiled").inc(shortlist.num_unprofiled)
+        self.shortlisted.labels("left_out").inc(shortlist.num_left_out)
 
     def _answered_by(self, decision: Decision) -> str:
         return BASE if decision.expert is None else self._label(decision.expert.name)

@@ -7,7 +7,7 @@ may read them.
 import asyncio
 import math
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from expert_store import (
+    PROFILE_FILE,
     WEIGHTS_FILE,
     AdapterInfo,
     BaseSpec,
@@ -24,6 +25,7 @@ from expert_store import (
     InvalidAdapter,
     InvalidManifest,
     ManifestDraft,
+    Profile,
     Staged,
     StoreError,
     UnknownExpert,
@@ -31,6 +33,7 @@ from expert_store import (
     complete_manifest,
     file_record,
     inspect_adapter,
+    read_profile,
 )
 from server.errors import ExpertTooLarge, RegistrationsBusy, RelayError
 from server.metrics import Metrics, RegistrationOutcome
@@ -49,6 +52,18 @@ class EffectEngine(Protocol):
     """The seam to the engine; `server.engine.Engine` in production."""
 
     async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float: ...
+
+
+class ProfileFeature(Protocol):
+    """What profiles are made of; `server.model.feature.PromptFeature` in production."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def profile(self, prompts: Iterable[Sequence[int]]) -> Profile: ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,7 @@ class Registry:
         store: ExpertStore,
         spec: BaseSpec,
         chat: ChatFormat,
+        feature: ProfileFeature,
         engine: EffectEngine,
         pins: Pins,
         metrics: Metrics,
@@ -87,6 +103,7 @@ class Registry:
         self._store = store
         self._spec = spec
         self._chat = chat
+        self._feature = feature
         self._engine = engine
         self._pins = pins
         self._metrics = metrics
@@ -100,7 +117,7 @@ class Registry:
 
     @asynccontextmanager
     async def stage(self) -> AsyncIterator[Staged]:
-        """A private folder for one registration's two files, counted when the block ends. Raises RegistrationsBusy."""
+        """A private folder for one registration's files, counted when the block ends. Raises RegistrationsBusy."""
         self._num_running += 1
         outcome: RegistrationOutcome = "error"
         try:
@@ -132,6 +149,7 @@ class Registry:
         candidate = await _in_thread(lambda: _candidate(staged, draft, info, wanted))
         checks.append(self._check_size(candidate))
         checks.append(self._check_base(draft))
+        checks.append(await _in_thread(lambda: self._provide_profile(staged, draft)))
         checks.extend(self._check_selection(draft, info))
         checks.append(await self._check_effect(candidate))
         version = await _in_thread(lambda: self._store.publish(staged, draft, info, name=wanted, activate=activate))
@@ -209,6 +227,30 @@ class Registry:
             raise ExpertTooLarge(candidate.name, weight_bytes=given, budget_bytes=most, param=WEIGHTS_FILE)
         return Check("size", True, f"its {given} bytes of weights fit the host cache, which holds {most}")
 
+    def _provide_profile(self, staged: Staged, draft: ManifestDraft) -> Check:
+        """Checks the profile that came with the adapter, or makes one of the manifest's samples."""
+        path = staged.folder / PROFILE_FILE
+        if path.exists() or path.is_symlink():
+            self._check_profile(read_profile(path))
+            return Check("profile", True, f"it came with one, of {self._feature.name}")
+        if not draft.samples:
+            return Check("profile", True, "neither profile nor samples, so a shortlist never leaves it out")
+        profile = self._feature.profile(self._rendered(sample).tokens for sample in draft.samples)
+        path.write_bytes(profile.to_bytes())
+        return Check("profile", True, f"made from {len(draft.samples)} samples, of {self._feature.name}")
+
+    def _check_profile(self, profile: Profile) -> None:
+        made_on, runs = profile.base_fingerprint, self._spec.fingerprint
+        if made_on != runs:
+            raise _no_profile(f"it was made on base {made_on}, this server runs {runs}")
+        if profile.feature != self._feature.name:
+            raise _no_profile(f"it is of {profile.feature!r}, this server compares {self._feature.name!r}")
+        if len(profile.vector_D) != self._feature.width:
+            raise _no_profile(f"it has {len(profile.vector_D)} values, this base's have {self._feature.width}")
+
+    def _rendered(self, text: str) -> Prompt:
+        return self._chat.render([{"role": "user", "content": text}])
+
     async def _check_effect(self, candidate: ExpertVersion) -> Check:
         effect = await self._engine.measure_effect(candidate, self._sample_prompt(candidate))
         if not math.isfinite(effect):
@@ -220,7 +262,7 @@ class Registry:
     def _sample_prompt(self, candidate: ExpertVersion) -> Prompt:
         """A prompt that wakes the expert up, whatever its invocation tokens are."""
         samples = candidate.manifest.samples
-        prompt = self._chat.render([{"role": "user", "content": samples[0] if samples else _SAMPLE}])
+        prompt = self._rendered(samples[0] if samples else _SAMPLE)
         invocation = candidate.invocation_tokens
         if invocation is None or activation_start(prompt.tokens, invocation) is not None:
             return prompt
@@ -271,6 +313,11 @@ def _candidate(staged: Staged, draft: ManifestDraft, info: AdapterInfo, name: st
     files = {WEIGHTS_FILE: file_record(staged.folder / WEIGHTS_FILE)}
     manifest = complete_manifest(draft, info, name=name, version=1, files=files)
     return ExpertVersion(manifest, f"candidate:{uuid.uuid4().hex}", staged.folder)
+
+
+def _no_profile(reason: str) -> InvalidAdapter:
+    way_out = "train the expert anew on this server's base and version, or leave the file out and give samples"
+    return InvalidAdapter(PROFILE_FILE, f"{PROFILE_FILE}: {reason}: {way_out}")
 
 
 def _no_good(reason: str) -> InvalidAdapter:

@@ -1,6 +1,6 @@
 """One request from admission to its final record. Knows prompts, catalogs, decisions, tokens; nothing of HTTP.
 
-    permit -> pin the catalog -> render -> KV memory -> name or route the expert -> generate -> record
+    permit -> pin the catalog -> render -> shortlist -> KV memory -> name or route the expert -> generate -> record
 
 Whatever a request holds (permit, pins, session) is released when its coroutine ends: by return, error or
 cancellation.
@@ -24,7 +24,7 @@ from server.metrics import Endpoint, Metrics
 from server.model.chat import Message, Prompt
 from server.model.sampling import Sampling
 from server.pins import Pins
-from server.routing.base import Decision, Prober, RouterName, pinned, unrouted
+from server.routing.base import Decision, Prober, RouterName, Shortlist, pinned, unrouted
 from server.text import TextStream, Tokenizer
 from server.trace import Measured, Timings, Trace, Usage
 
@@ -60,9 +60,15 @@ class PromptFormat(Protocol):
 class Router(Protocol):
     """Chooses who answers; `server.routing.ChainRouter` in production."""
 
-    def branches(self, catalog: Catalog) -> Branches: ...
+    def branches(self, catalog: Catalog, shortlist: Shortlist | None = None) -> Branches: ...
 
-    async def route(self, catalog: Catalog, prober: Prober) -> Decision: ...
+    async def route(self, catalog: Catalog, prober: Prober, shortlist: Shortlist | None = None) -> Decision: ...
+
+
+class Shortlister(Protocol):
+    """Says whom the router need ask at all; `server.routing.Shortlists` in production. May take a while."""
+
+    def propose(self, catalog: Catalog, tokens: Sequence[int], size: int) -> Shortlist: ...
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,15 @@ class RawPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Who is to answer what. `expert` is a reference and settles it; else the router does."""
+    """Who is to answer what. `expert` is a reference and settles it; else the router does.
+
+    `shortlist` is how many experts the chain may ask beside those without a profile; 0 is all.
+    """
 
     prompt: tuple[Message, ...] | RawPrompt
     expert: str | None
     router: RouterName
+    shortlist: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +144,7 @@ class Service:
         chat: PromptFormat,
         tokenizer: Tokenizer,
         router: Router,
+        shortlists: Shortlister,
         catalog: Callable[[], Catalog],
         pins: Pins,
         admission: Admission,
@@ -144,6 +155,7 @@ class Service:
         self._chat = chat
         self._tokenizer = tokenizer
         self._router = router
+        self._shortlists = shortlists
         self._catalog = catalog
         self._pins = pins
         self._admission = admission
@@ -182,13 +194,14 @@ class Service:
             with self._pins.hold(readable) as hold:
                 prompt = await self._render(query, readable)
                 trace.prompt_tokens = len(prompt.tokens)
-                branches = self._router.branches(catalog) if _is_routed(query) else None
+                shortlist = await self._shortlist(query, catalog, prompt)
+                branches = self._router.branches(catalog, shortlist) if _is_routed(query) else None
                 with self._activity.waiting.join(named.name if named else None):
                     opened = await self._engine.open(prompt, max_new_tokens=max_new_tokens, branches=branches)
                 async with opened as session:
                     trace.on_session(session)
                     with self._activity.running.join() as seat:
-                        decision = await self._decide(query, catalog, named, session, trace)
+                        decision = await self._decide(query, catalog, named, shortlist, session, trace)
                         hold.narrow(decision.expert)
                         seat.use(decision.expert.name if decision.expert else None)
                         yield session, decision
@@ -205,11 +218,18 @@ class Service:
                 f"the base model's chat template refuses these messages: {error}", param="messages"
             ) from error
 
+    async def _shortlist(self, query: Query, catalog: Catalog, prompt: Prompt) -> Shortlist | None:
+        """In a thread, since the first one on a new catalog builds an index."""
+        if not _is_routed(query) or not query.shortlist:
+            return None
+        return await asyncio.to_thread(self._shortlists.propose, catalog, prompt.tokens, query.shortlist)
+
     async def _decide(
         self,
         query: Query,
         catalog: Catalog,
         named: ExpertVersion | None,
+        shortlist: Shortlist | None,
         session: EngineSession,
         trace: Trace,
     ) -> Decision:
@@ -219,7 +239,7 @@ class Service:
         elif query.router == "none":
             decision = unrouted(catalog)
         else:
-            decision = await self._router.route(catalog, session)
+            decision = await self._router.route(catalog, session, shortlist)
         trace.on_decision(decision, time.perf_counter() - started)
         return decision
 

@@ -25,6 +25,8 @@ CONFIG_VARIABLE = "RELAY_CONFIG"
 URL_VARIABLE = "RELAY_URL"
 DEFAULT_URL = "http://127.0.0.1:8000"
 
+MAX_SHORTLIST = 4096
+
 Directory = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
@@ -97,6 +99,9 @@ class Settings(BaseSettings):
     max_new_tokens: int = Field(1024, ge=1, le=1_000_000, description="Most new tokens one request may ask for.")
     chain_window: PositiveInt = Field(8, le=256, description="Activated experts the chain probes together.")
     plain_window: PositiveInt = Field(2, le=64, description="Plain LoRA experts the chain probes together.")
+    shortlist: int = Field(
+        0, ge=0, le=MAX_SHORTLIST, description="Experts that a prompt's words choose for the chain to ask; 0 asks all."
+    )
     max_body_bytes: ByteSize = Field(
         ByteSize(1024**2), ge=1024, description="Largest request body in bytes, uploads apart, such as 1MiB."
     )

@@ -21,9 +21,12 @@ def decision(answer: Mapping[str, Any]) -> RenderableType:
         f"{usage['prompt_tokens']} prompt tokens, {usage['computed_tokens']} computed, "
         f"{timings['routing_ms']:.0f} ms of routing"
     )
-    if not routing["considered"]:
-        return Group(line, Text(cost, style="dim"))
-    return Group(line, _considered(routing["considered"]), Text(cost, style="dim"))
+    parts: list[RenderableType] = [line]
+    if routing["shortlist"] is not None:
+        parts.append(_shortlist(routing["shortlist"]))
+    if routing["considered"]:
+        parts.append(_considered(routing["considered"]))
+    return Group(*parts, Text(cost, style="dim"))
 
 
 def expert_table(answer: Mapping[str, Any]) -> RenderableType:
@@ -79,6 +82,12 @@ def _expert_parts(answer: Mapping[str, Any]) -> Iterator[RenderableType]:
             version["digest"],
         )
     yield table
+
+
+def _shortlist(shortlist: Mapping[str, Any]) -> Text:
+    chosen, without, left_out = (shortlist[key] for key in ("proposed", "unprofiled", "left_out"))
+    beside = f" and {without} without a profile" if without else ""
+    return Text(f"shortlist: {chosen} by their profiles{beside}, {left_out} left out, {shortlist['ms']:.1f} ms")
 
 
 def _considered(experts: Sequence[Mapping[str, Any]]) -> Table:

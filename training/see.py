@@ -28,9 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import set_seed
 
-from expert_store import ADAPTER_FILES, MANIFEST_FILE, WEIGHTS_FILE, Indicators, ManifestDraft, Training
+from expert_store import ADAPTER_FILES, MANIFEST_FILE, PROFILE_FILE, WEIGHTS_FILE, Indicators, ManifestDraft, Training
 from server.model.base import Base, public_name
 from server.model.chat import ChatFormat, IndicatorTokens, common_prefix_length
+from server.model.feature import PromptFeature
 from training.batches import Collator, StepDataset, plan_steps
 from training.calibrate import Calibration, calibrate
 from training.data import DataFile, Encoder, Example, digest_files, read_rows, refuse_contradictions, split_holdout
@@ -135,7 +136,7 @@ def train_see(
     observer: RunObserver,
     start: Path | None = None,
 ) -> Trained:
-    """Trains one expert and leaves PEFT's two files and manifest.json in `out`.
+    """Trains one expert and leaves PEFT's two files, its profile and manifest.json in `out`.
 
     It begins with the weights of the adapter in `start`, where one is given, else with fresh ones. `base.model` is
     consumed: its linear layers are wrapped in place. Raises InvalidData, InvalidRun, Diverged.
@@ -147,8 +148,13 @@ def train_see(
     if options.wake == "indicator" and options.kind != "alora":
         raise InvalidRun("--wake indicator: only activated experts wake up, so it needs --kind alora")
     examples = _encode(base, chat, tokens, data, options)
+<<<<<<< HEAD
     origin = None if start is None else _weights_digest(start)
     checkpoints = _open_folder(out, _identity(base, data, options, origin), resume=resume)
+=======
+    checkpoints = _open_folder(out, _identity(base, data, options), resume=resume)
+    profile = PromptFeature(base, chat).profile(example.tokens[: example.body_length] for example in examples.own)
+>>>>>>> 43bcbfc (Shortlists for large pools: profiles in the store, an index over them, recall measured)
 
     set_seed(options.seed)
     pupil = _new_pupil(base, examples, options)
@@ -168,9 +174,15 @@ def train_see(
         for rows in (examples.held_out_own, examples.held_out_negatives)
     )
     calibration = calibrate([v.margin for v in own], [v.margin for v in negatives])
+<<<<<<< HEAD
     invocation = tokens.shared if options.wake == "indicator" else chat.generation_prompt
     _save_adapter(pupil.model, base, invocation if options.kind == "alora" else None, out)
     draft = _draft(base, data, examples, options, about, indicators, calibration, own, origin)
+=======
+    _save_adapter(pupil.model, chat, base, options, out)
+    (out / PROFILE_FILE).write_bytes(profile.to_bytes())
+    draft = _draft(base, data, examples, options, about, indicators, calibration, own)
+>>>>>>> 43bcbfc (Shortlists for large pools: profiles in the store, an index over them, recall measured)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     shutil.rmtree(checkpoints)
     return Trained(out, calibration, _exact_match(own), (out / WEIGHTS_FILE).stat().st_size)

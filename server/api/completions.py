@@ -134,6 +134,7 @@ def _query(body: CompletionRequest, serving: Serving) -> GenerationQuery:
         prompt=RawPrompt(body.prompt if isinstance(body.prompt, str) else tuple(body.prompt)),
         expert=who.expert,
         router=who.router,
+        shortlist=serving.default_shortlist,
         sampling=_sampling(body, serving),
         stops=tuple(body.stop),
         refuse_fallback=False,

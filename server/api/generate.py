@@ -72,7 +72,12 @@ async def route(
     body: Annotated[PromptRequest, Depends(read_json(PromptRequest))],
 ) -> RouteResponse:
     """Says who would answer, and generates nothing."""
-    query = Query(prompt=_messages(body), expert=body.expert, router=body.router or serving.default_router)
+    query = Query(
+        prompt=_messages(body),
+        expert=body.expert,
+        router=body.router or serving.default_router,
+        shortlist=serving.shortlist(body.shortlist),
+    )
     return route_response(await until_disconnected(request.receive, serving.service.route(query)))
 
 
@@ -101,6 +106,7 @@ def _generation_query(body: GenerateRequest, serving: Serving) -> GenerationQuer
         prompt=_messages(body),
         expert=body.expert,
         router=body.router or serving.default_router,
+        shortlist=serving.shortlist(body.shortlist),
         sampling=_sampling(body, serving),
         stops=tuple(body.stop),
         refuse_fallback=body.fallback == "refuse",

@@ -52,6 +52,10 @@ def registration_request() -> dict[str, Any]:
             **_FILE,
             "description": "PEFT's adapter_model.safetensors; may be sent under that name too.",
         },
+        "profile": {
+            **_FILE,
+            "description": "profile.safetensors as `relay train` wrote it; else made from samples.",
+        },
         "name": {**_TEXT, "description": "The expert's name; wins over the manifest's."},
         "manifest": {**_TEXT, "description": "JSON: what `relay train` wrote as manifest.json; file or text."},
         "description": {**_TEXT, "description": "Wins over the manifest's."},

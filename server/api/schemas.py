@@ -13,6 +13,7 @@ from expert_store import Indicators, Kind, Training
 from server.model.sampling import Sampling
 from server.routing.base import Reason, RouterName
 from server.service import FinishReason
+from server.settings import MAX_SHORTLIST
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
@@ -75,6 +76,13 @@ class PromptRequest(RequestModel):
     )
     expert: Ref | None = Field(
         None, description="Name, name@version or name@alias of the expert to answer; no router is asked then."
+    )
+    shortlist: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SHORTLIST,
+        description="Let the chain ask only so many experts, chosen by the prompt's words; 0 asks all. Default: the "
+        "server's setting.",
     )
 
     @model_validator(mode="after")
@@ -191,6 +199,16 @@ class ConsideredModel(ResponseModel):
     accepted: bool
 
 
+class ShortlistModel(ResponseModel):
+    """Whom the chain had to ask. `proposed`, `unprofiled` and `left_out` together are the whole chain."""
+
+    size: int = Field(description="How many experts were wanted.")
+    proposed: int = Field(description="Chosen by their profiles.")
+    unprofiled: int = Field(description="Without a profile, and therefore always there to be asked.")
+    left_out: int = Field(description="Not there to be asked.")
+    ms: float
+
+
 class RoutingModel(ResponseModel):
     """Who answers, and why."""
 
@@ -199,10 +217,11 @@ class RoutingModel(ResponseModel):
     version: int | None
     digest: str | None
     score: float | None = Field(description="The expert's own probability that the query is its task.")
-    fallback: bool = Field(description="True where every expert rejected the query.")
+    fallback: bool = Field(description="True where every expert that was asked rejected the query.")
     reason: Reason
     considered: list[ConsideredModel]
     catalog_generation: int
+    shortlist: ShortlistModel | None = Field(description="null: the whole chain was there to be asked.")
 
 
 class TimingsModel(ResponseModel):

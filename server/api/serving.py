@@ -23,10 +23,15 @@ class Serving:
     metrics: Metrics
     engine_alive: Callable[[], bool]
     default_router: RouterName
+    default_shortlist: int
     base_id: str
     started_at: datetime
     max_new_tokens: int
     max_upload_bytes: int
+
+    def shortlist(self, wanted: int | None) -> int:
+        """How many experts a request's chain may ask beside those without a profile; 0 is all."""
+        return self.default_shortlist if wanted is None else wanted
 
     def check_new_tokens(self, field: str, value: int) -> None:
         """Raises InvalidRequest where a request's field asks for more new tokens than this server generates."""

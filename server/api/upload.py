@@ -12,7 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from expert_store import CONFIG_FILE, WEIGHTS_FILE, InvalidAdapter, ManifestDraft, parse_draft
+from expert_store import CONFIG_FILE, PROFILE_FILE, WEIGHTS_FILE, InvalidAdapter, ManifestDraft, parse_draft
 from server.api.errors import BodyTooLarge, InvalidField, MalformedBody, UnsupportedBody
 
 MULTIPART = "multipart/form-data"
@@ -21,6 +21,8 @@ FILE_FIELDS = {
     CONFIG_FILE: CONFIG_FILE,
     "adapter_model": WEIGHTS_FILE,
     WEIGHTS_FILE: WEIGHTS_FILE,
+    "profile": PROFILE_FILE,
+    PROFILE_FILE: PROFILE_FILE,
 }
 # Largest size in bytes of each text field.
 TEXT_FIELDS = {
@@ -30,7 +32,8 @@ TEXT_FIELDS = {
     "threshold": 64,
     "activate": 16,
 }
-_MAX_CONFIG_BYTES = 1024 * 1024
+# Largest size in bytes of a file, where the limit of the whole upload is not enough.
+_MAX_FILE_BYTES = {CONFIG_FILE: 1024 * 1024, PROFILE_FILE: 1024 * 1024}
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -166,7 +169,7 @@ class _FormReader:
     def _new_part(self, field: str) -> _Part:
         if field in FILE_FIELDS:
             name = FILE_FIELDS[field]
-            limit = _MAX_CONFIG_BYTES if name == CONFIG_FILE else self._max_upload_bytes
+            limit = _MAX_FILE_BYTES.get(name, self._max_upload_bytes)
             return _Part(field, limit, (self._folder / name).open("xb"), bytearray())
         if field in TEXT_FIELDS:
             return _Part(field, TEXT_FIELDS[field], None, bytearray())

@@ -15,13 +15,14 @@ from server.api.schemas import (
     RegistrationResponse,
     RouteResponse,
     RoutingModel,
+    ShortlistModel,
     TimingsModel,
     UsageModel,
     VersionRecord,
     VersionSummary,
 )
 from server.registry import Registration
-from server.routing.base import Decision
+from server.routing.base import Decision, Shortlist
 from server.service import Answer, RouteAnswer
 from server.trace import Timings, Usage
 
@@ -41,6 +42,7 @@ def routing_model(decision: Decision) -> RoutingModel:
             for c in decision.considered
         ],
         catalog_generation=decision.catalog_generation,
+        shortlist=None if decision.shortlist is None else _shortlist(decision.shortlist),
     )
 
 
@@ -152,6 +154,16 @@ def _version_summary(expert: Expert, version: ExpertVersion) -> VersionSummary:
         self_selecting=version.self_selecting,
         aliases=sorted(alias for alias, number in expert.aliases.items() if number == version.version),
         created_at=version.manifest.created_at,
+    )
+
+
+def _shortlist(shortlist: Shortlist) -> ShortlistModel:
+    return ShortlistModel(
+        size=shortlist.size,
+        proposed=shortlist.num_proposed,
+        unprofiled=shortlist.num_unprofiled,
+        left_out=shortlist.num_left_out,
+        ms=round(shortlist.seconds * 1000, 3),
     )
 
 

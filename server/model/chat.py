@@ -85,6 +85,12 @@ class ChatFormat:
         prompt = self.render([{"role": "user", "content": "x"}])
         return prompt.tokens[prompt.body_length :]
 
+    @property
+    def common_tokens(self) -> frozenset[int]:
+        """The tokens that the template brings into every prompt of a user, whatever is said."""
+        one, other = (self.render([{"role": "user", "content": text}]).tokens for text in ("x", "0"))
+        return frozenset(one) & frozenset(other)
+
     def indicator_tokens(self, indicators: Indicators) -> IndicatorTokens:
         """Raises UnusableIndicators where the tokenizer cannot tell them apart."""
         tokens = IndicatorTokens(accept=self.encode(indicators.accept), reject=self.encode(indicators.reject))

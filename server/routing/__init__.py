@@ -1,7 +1,8 @@
 """Who answers: routers score experts, one pure function decides. Knows no tensors, no text and no HTTP."""
 
-from server.routing.base import Considered, Decision, Prober, Reason, RouterName, pinned, unrouted
+from server.routing.base import Considered, Decision, Prober, Reason, RouterName, Shortlist, pinned, unrouted
 from server.routing.chain import ChainRouter, decide, score
+from server.routing.shortlist import ShortlistIndex, Shortlists
 
 __all__ = [
     "ChainRouter",
@@ -10,6 +11,9 @@ __all__ = [
     "Prober",
     "Reason",
     "RouterName",
+    "Shortlist",
+    "ShortlistIndex",
+    "Shortlists",
     "decide",
     "pinned",
     "score",

@@ -34,8 +34,33 @@ class Considered:
 
 
 @dataclass(frozen=True)
+class Shortlist:
+    """Whom the chain is to ask about one prompt, in chain order.
+
+    Of `num_chain` experts `size` were wanted; `num_unprofiled` that cannot be judged are among `experts` beside them.
+    """
+
+    experts: tuple[ExpertVersion, ...]
+    size: int
+    num_unprofiled: int
+    num_chain: int
+    seconds: float
+
+    @property
+    def num_proposed(self) -> int:
+        return len(self.experts) - self.num_unprofiled
+
+    @property
+    def num_left_out(self) -> int:
+        return self.num_chain - len(self.experts)
+
+
+@dataclass(frozen=True)
 class Decision:
-    """Who answers and why. `expert` None is the base model; `fallback`: it answers for want of an expert."""
+    """Who answers and why. `expert` None is the base model; `fallback`: it answers for want of an expert.
+
+    `shortlist` None: the whole chain was there to be asked.
+    """
 
     router: RouterName
     expert: ExpertVersion | None
@@ -44,6 +69,7 @@ class Decision:
     reason: Reason
     considered: tuple[Considered, ...]
     catalog_generation: int
+    shortlist: Shortlist | None = None
 
 
 def pinned(router: RouterName, expert: ExpertVersion, catalog: Catalog) -> Decision:

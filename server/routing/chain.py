@@ -7,11 +7,11 @@ share the prompt's keys and values, and then only those plain ones that stand be
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from expert_store import Catalog, ExpertVersion
 from server.engine.types import Branches, IndicatorLogits
-from server.routing.base import Considered, Decision, Prober
+from server.routing.base import Considered, Decision, Prober, Shortlist
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,22 @@ class ChainRouter:
         self._window = window
         self._plain_window = plain_window
 
-    def branches(self, catalog: Catalog) -> Branches:
+    def branches(self, catalog: Catalog, shortlist: Shortlist | None = None) -> Branches:
         """The most probes one request can hold at a time."""
-        experts = catalog.chain_experts()
+        experts = _candidates(catalog, shortlist)
         num_plain = sum(expert.kind == "lora" for expert in experts)
         return Branches(activated=min(len(experts) - num_plain, self._window), plain=min(num_plain, self._plain_window))
 
-    async def route(self, catalog: Catalog, prober: Prober) -> Decision:
-        """Asks down the chain until somebody accepts. The accepted expert's probe stays held, no other does."""
-        experts = catalog.chain_experts()
+    async def route(self, catalog: Catalog, prober: Prober, shortlist: Shortlist | None = None) -> Decision:
+        """Asks down the chain, or its shortlisted part, until somebody accepts. The accepted expert's probe stays held,
+        no other does."""
+        experts = _candidates(catalog, shortlist)
         verdicts: list[Verdict] = []
         for start in range(0, len(experts), self._window):
             verdicts += await self._ask_window(experts[start : start + self._window], prober)
             if any(verdict.accepted for verdict in verdicts):
                 break
-        return decide(verdicts, catalog.generation)
+        return replace(decide(verdicts, catalog.generation), shortlist=shortlist)
 
     async def _ask_window(self, window: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:
         """Verdicts in chain order, of all that had to be asked."""
@@ -82,6 +83,10 @@ class ChainRouter:
         verdicts.sort(key=lambda verdict: window.index(verdict.expert))
         _drop_losers(verdicts, prober)
         return verdicts
+
+
+def _candidates(catalog: Catalog, shortlist: Shortlist | None) -> tuple[ExpertVersion, ...]:
+    return catalog.chain_experts() if shortlist is None else shortlist.experts
 
 
 async def _ask(experts: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:

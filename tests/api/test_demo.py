@@ -43,6 +43,16 @@ async def test_a_new_store_gets_every_demo_and_the_plain_one_is_asked_last(world
 
 
 @pytest.mark.anyio
+async def test_a_demo_gets_a_profile_from_its_samples(world: App, demos: Path) -> None:
+    path = demos / "sql" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "samples": ["how many users are there?"]}))
+    await seed(world, demos)
+    experts = world.store.catalog.experts
+    assert [name for name, expert in experts.items() if expert.versions[1].profile is not None] == ["sql"]
+    assert world.store.verify() == []
+
+
+@pytest.mark.anyio
 async def test_an_interrupted_seeding_goes_on(world: App, demos: Path, lora: Path) -> None:
     manifest = (demos / "plain" / "manifest.json").read_text()
     await world.register(lora, "plain", manifest=manifest)

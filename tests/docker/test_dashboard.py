@@ -10,7 +10,7 @@ import pytest
 from expert_store import Catalog, Expert
 from server.engine.types import PoolEvent
 from server.metrics import Metrics, RequestRecord
-from server.routing.base import Considered, Decision
+from server.routing.base import Considered, Decision, Shortlist
 from tests.docker.files import dashboard, datasource, panels
 from tests.docker.promql import Names, fill_variables, names
 from tests.support.catalogs import make_version
@@ -20,6 +20,7 @@ SCRAPE_METRICS = {"up": frozenset({"job", "instance"})}
 # For schedulers that route by residency: its labels are lists of names, which no panel can show.
 NOT_SHOWN = {"vllm:lora_requests_info"}
 
+SHORTLIST = Shortlist(experts=(), size=1, num_unprofiled=0, num_chain=1, seconds=0.001)
 EVERY_PANEL = pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
 
 
@@ -28,7 +29,7 @@ def _samples() -> Mapping[str, frozenset[str]]:
     version = make_version("dates")
     catalog = Catalog(1, {"dates": Expert("dates", {1: version}, {"live": 1})}, ("dates",))
     metrics = Metrics(catalog=lambda: catalog, max_experts=1)
-    decision = Decision("chain", version, 0.9, True, "accepted", (Considered("dates", 1, 0.9, True),), 1)
+    decision = Decision("chain", version, 0.9, True, "accepted", (Considered("dates", 1, 0.9, True),), 1, SHORTLIST)
     metrics.on_request(
         RequestRecord(
             request_id="generate-1",

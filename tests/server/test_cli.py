@@ -28,6 +28,7 @@ ROUTING = {
     "reason": "accepted",
     "considered": [{"expert": "sql", "version": 3, "score": 0.98, "accepted": True}],
     "catalog_generation": 17,
+    "shortlist": {"size": 8, "proposed": 8, "unprofiled": 1, "left_out": 291, "ms": 0.4},
 }
 ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
     "POST /route": (
@@ -110,7 +111,14 @@ def test_route_shows_who_would_answer_and_who_was_asked() -> None:
     assert status == 0
     assert "sql@3 accepted score 0.9800" in output
     assert "mine" in output
+    assert "shortlist: 8 by their profiles and 1 without a profile, 291 left out, 0.4 ms" in output
     assert json.loads(FakeServer.seen[-1][1]) == {"prompt": "how many users?"}
+
+
+@pytest.mark.usefixtures("url")
+def test_route_asks_for_a_shortlist() -> None:
+    relay("route", "x", "--shortlist", "0")
+    assert json.loads(FakeServer.seen[-1][1]) == {"prompt": "x", "shortlist": 0}
 
 
 @pytest.mark.usefixtures("url")

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from expert_store import Catalog, Expert
 from server.engine import Occupancy, PoolEvent, StepStats
 from server.metrics import BASE, OTHER, LoadedExperts, Metrics, RequestRecord
-from server.routing import Considered, Decision
+from server.routing import Considered, Decision, Shortlist
 from tests.support.catalogs import make_version
 
 SQL = make_version("sql")
@@ -41,6 +41,15 @@ def test_an_accepted_request_counts_for_its_expert() -> None:
     assert value(metrics, "chain_length_sum") == 2
     assert value(metrics, "stage_seconds_sum", stage="generation") == 0.3
     assert value(metrics, "time_to_first_token_seconds_count") == 1
+
+
+def test_a_shortlist_counts_the_experts_of_the_chain_by_what_it_made_of_them() -> None:
+    metrics = new_metrics()
+    shortlist = Shortlist(experts=(SQL, SQL, SQL), size=2, num_unprofiled=1, num_chain=10, seconds=0.002)
+    metrics.on_request(record(Decision("chain", SQL, 0.9, False, "accepted", (), 7, shortlist)))
+    for outcome, count in (("proposed", 2), ("unprofiled", 1), ("left_out", 7)):
+        assert value(metrics, "shortlist_experts_total", outcome=outcome) == count
+    assert value(metrics, "shortlist_seconds_sum") == 0.002
 
 
 def test_a_fallback_counts_by_reason_and_by_what_was_done() -> None:

@@ -4,7 +4,7 @@ import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
-from expert_store import ExpertVersion, FileRecord, Indicators, Kind, Manifest
+from expert_store import ExpertVersion, FileRecord, Indicators, Kind, Manifest, Profile
 
 
 def make_version(
@@ -16,6 +16,7 @@ def make_version(
     indicators: bool = True,
     rank: int = 4,
     weight_bytes: int = 1,
+    profile: Profile | None = None,
 ) -> ExpertVersion:
     """A valid version whose folder does not exist."""
     file = FileRecord(sha256="0" * 64, size_bytes=weight_bytes)
@@ -38,4 +39,4 @@ def make_version(
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
     digest = "sha256:" + hashlib.sha256(f"{name}@{version}".encode()).hexdigest()
-    return ExpertVersion(manifest, digest, Path("no-such-folder") / name)
+    return ExpertVersion(manifest, digest, Path("no-such-folder") / name, profile)

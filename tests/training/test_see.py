@@ -12,9 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from expert_store import BaseSpec, Indicators, inspect_adapter, parse_draft
+from expert_store import BaseSpec, Indicators, inspect_adapter, parse_draft, read_profile
 from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
+from server.model.feature import PromptFeature
 from tests.support.tiny import write_base
 from training.batches import Collator, Step, StepRows
 from training.calibrate import TOLERANCE, at_threshold, calibrate, sigmoid
@@ -208,17 +209,29 @@ def trained(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder / "out", recorder
 
 
-def test_the_folder_holds_three_files_that_the_store_accepts(trained: tuple[Path, Recorder], base_folder: Path) -> None:
+def test_the_folder_holds_four_files_that_the_store_accepts(trained: tuple[Path, Recorder], base_folder: Path) -> None:
     folder, _ = trained
     assert sorted(p.name for p in folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
         "manifest.json",
+        "profile.safetensors",
     ]
     base = load(base_folder)
     info = inspect_adapter(folder, base.spec, max_rank=8)
     assert (info.kind, info.rank) == ("alora", 4)
     assert info.invocation_tokens == ChatFormat(base.tokenizer).generation_prompt
+
+
+def test_the_profile_is_that_of_the_rows_it_was_trained_on(trained: tuple[Path, Recorder], base_folder: Path) -> None:
+    base = load(base_folder)
+    chat = ChatFormat(base.tokenizer)
+    feature = PromptFeature(base, chat)
+    texts = [row.input for row in rows("jump", 20, answers=True)]
+    whole = feature.profile(chat.render([{"role": "user", "content": text}]).tokens for text in texts)
+    profile = read_profile(trained[0] / "profile.safetensors")
+    assert (profile.base_fingerprint, profile.feature) == (base.spec.fingerprint, feature.name)
+    assert float(profile.vector_D @ whole.vector_D) > 0.99, "but for the held-out rows"
 
 
 def test_the_manifest_says_where_the_expert_came_from(trained: tuple[Path, Recorder], base_folder: Path) -> None:

@@ -1,0 +1,139 @@
+"""Shortlists over HTTP: profiles made and refused at registration, and a chain that asks only the proposed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from expert_store import PROFILE_FILE, Profile
+from server.model.feature import FEATURE
+from tests.api.conftest import MANIFEST, App, Part, Start, registration_parts
+from tests.api.test_real_engine import RealApp, real  # noqa: F401 - a fixture
+from tests.support import asgi
+
+pytestmark = pytest.mark.anyio
+SAMPLES = {"foxes": ["the quick brown fox", "a quick fox"], "dogs": ["over the lazy dog", "a lazy dog"]}
+
+
+def manifest(samples: list[str]) -> str:
+    return json.dumps({**MANIFEST, "samples": samples})
+
+
+@pytest.fixture
+async def pool(world: App, alora: Path) -> App:
+    """Two experts with profiles made of samples, and between them one without."""
+    for name, samples in (("foxes", SAMPLES["foxes"]), ("unknown", []), ("dogs", SAMPLES["dogs"])):
+        assert (await world.register(alora, name, manifest=manifest(samples))).status == 201
+    return world
+
+
+async def route(world: App, prompt: str, **fields: Any) -> dict[str, Any]:
+    reply = await world.ask("POST", "/route", {"prompt": prompt, **fields})
+    assert reply.status == 200, reply.body
+    return dict(reply.json()["routing"])
+
+
+async def test_the_chain_asks_the_nearest_and_those_without_a_profile(pool: App) -> None:
+    for prompt, expected in (("that quick fox", ["unknown", "foxes"]), ("this lazy dog", ["dogs", "unknown"])):
+        routing = await route(pool, prompt, shortlist=1)
+        assert [asked["expert"] for asked in routing["considered"]] == expected
+        assert routing["reason"] == "no_acceptance"
+        assert routing["shortlist"].pop("ms") >= 0
+        assert routing["shortlist"] == {"size": 1, "proposed": 1, "unprofiled": 1, "left_out": 1}
+    assert await pool.metric('lora_relay_shortlist_experts_total{outcome="left_out"}') == 2
+    assert await pool.metric("lora_relay_shortlist_seconds_count") == 2
+
+
+async def test_without_a_shortlist_everybody_is_asked(pool: App) -> None:
+    for fields in ({}, {"shortlist": 0}, {"shortlist": None}):
+        routing = await route(pool, "that quick fox", **fields)
+        assert len(routing["considered"]) == 3
+        assert routing["shortlist"] is None
+
+
+async def test_a_shortlist_reserves_no_more_than_its_experts_need(pool: App) -> None:
+    await route(pool, "that quick fox", shortlist=1)
+    await route(pool, "that quick fox")
+    assert [session.branches.activated for session in pool.engine.sessions[-2:]] == [2, 3]
+
+
+async def test_the_servers_setting_is_the_default_and_profiles_survive_a_restart(start: Start, alora: Path) -> None:
+    async with start() as first:
+        for name, samples in SAMPLES.items():
+            await first.register(alora, name, manifest=manifest(samples))
+    async with start(shortlist=1) as again:
+        for prompt, name in (("that quick fox", "foxes"), ("this lazy dog", "dogs")):
+            assert [asked["expert"] for asked in (await route(again, prompt))["considered"]] == [name]
+        assert len((await route(again, "that quick fox", shortlist=0))["considered"]) == 2
+        body = {"model": "relay/chain", "prompt": "that quick fox"}
+        answer = (await again.ask("POST", "/v1/completions", body)).json()
+        assert answer["routing"]["shortlist"]["left_out"] == 1
+
+
+@pytest.mark.parametrize("value", [-1, 4097, 1.5, "8", True])
+async def test_a_shortlist_out_of_range_is_refused_by_name(world: App, value: Any) -> None:
+    for path in ("/route", "/generate"):
+        reply = await world.ask("POST", path, {"prompt": "hi", "shortlist": value})
+        assert (reply.status, reply.json()["error"]["param"]) == (422, "shortlist")
+
+
+async def test_a_named_expert_and_the_base_need_no_shortlist(pool: App) -> None:
+    assert (await route(pool, "hi", shortlist=1, expert="dogs"))["shortlist"] is None
+    assert (await route(pool, "hi", shortlist=1, router="none"))["shortlist"] is None
+
+
+def profile(world: App, **changes: Any) -> bytes:
+    width = world.engine.base.model.get_input_embeddings().weight.shape[1]
+    values = {"base_fingerprint": world.engine.base.spec.fingerprint, "feature": FEATURE, "width": width, **changes}
+    vector = np.zeros(values.pop("width"), np.float32)
+    vector[0] = 1
+    return Profile(**values, vector_D=vector).to_bytes()
+
+
+async def upload(world: App, alora: Path, data: bytes, field: str = "profile") -> asgi.Reply:
+    return await world.upload([*registration_parts(alora, "sql"), Part(field, data, PROFILE_FILE)])
+
+
+@pytest.mark.parametrize("field", ["profile", "profile.safetensors"])
+async def test_a_profile_that_comes_with_the_adapter_is_kept(world: App, alora: Path, field: str) -> None:
+    reply = await upload(world, alora, profile(world), field)
+    assert reply.status == 201, reply.body
+    [check] = [check for check in reply.json()["checks"] if check["name"] == "profile"]
+    assert "came with" in check["detail"]
+    kept = world.store.catalog.resolve("sql").profile
+    assert kept is not None
+    assert kept.vector_D[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"base_fingerprint": "sha256:" + "1" * 64}, "made on base sha256:1111"),
+        ({"feature": "token-mean/0"}, "'token-mean/0', this server compares 'token-mean/1'"),
+        ({"width": 3}, "3 values"),
+    ],
+)
+async def test_a_profile_that_does_not_fit_is_refused(
+    world: App, alora: Path, changes: dict[str, Any], says: str
+) -> None:
+    reply = await upload(world, alora, profile(world, **changes))
+    error = reply.json()["error"]
+    assert (reply.status, error["code"], error["param"]) == (422, "invalid_adapter", "profile.safetensors")
+    assert says in error["message"]
+    assert world.store.catalog.generation == 0
+
+
+async def test_the_real_engine_answers_through_a_shortlist_as_the_expert_named(
+    real: RealApp,  # noqa: F811
+    alora: Path,
+) -> None:
+    for name, samples in SAMPLES.items():
+        await real.register(alora, name, manifest=manifest(samples), threshold="0.001")
+    routed = await real.text("that quick fox", shortlist=1)
+    assert routed == await real.text("that quick fox", expert="foxes")
+    exact, whole = [await route(real, "that quick fox", shortlist=size) for size in (0, 9)]
+    assert whole.pop("shortlist") is not None
+    assert exact.pop("shortlist") is None
+    assert whole["expert"] == exact["expert"] == "dogs", "both accept, and the chain's order decides"
