@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from expert_store import Indicators
@@ -87,8 +88,14 @@ class ChatFormat:
 
     @property
     def common_tokens(self) -> frozenset[int]:
-        """The tokens that the template brings into every prompt of a user, whatever is said."""
-        one, other = (self.render([{"role": "user", "content": text}]).tokens for text in ("x", "0"))
+        """The tokens that the template brings into every prompt of a user, whatever is said.
+
+        None where the template refuses so short a conversation.
+        """
+        try:
+            one, other = (self.render([{"role": "user", "content": text}]).tokens for text in ("x", "0"))
+        except jinja2.TemplateError:
+            return frozenset()
         return frozenset(one) & frozenset(other)
 
     def indicator_tokens(self, indicators: Indicators) -> IndicatorTokens:

@@ -31,7 +31,7 @@ async def test_the_record_says_what_an_expert_is_for(world: App, alora: Path, lo
     assert (version["version"], version["aliases"], version["self_selecting"]) == (1, ["live"], True)
     whole = (await world.ask("GET", "/experts/sql/versions/1")).json()
     assert whole["digest"] == version["digest"]
-    assert set(whole["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert set(whole["files"]) == {"adapter_config.json", "adapter_model.safetensors", "profile.safetensors"}
     assert whole["base_fingerprint"] == world.engine.base.spec.fingerprint
 
 

@@ -55,6 +55,13 @@ def test_a_prompt_of_nothing_but_the_templates_tokens_has_a_feature_too(base: Ba
     np.testing.assert_allclose(found, by_loop(base, set(chat.common_tokens)), atol=1e-5)
 
 
+def test_a_template_that_refuses_lone_messages_leaves_nothing_out(base: Base) -> None:
+    chat = ChatFormat(base.tokenizer, template="{{ raise_exception('two, please') }}")
+    assert chat.common_tokens == frozenset()
+    said = chat.encode("the quick brown fox")
+    np.testing.assert_allclose(PromptFeature(base, chat).of(said), by_loop(base, set(said)), atol=1e-5)
+
+
 def test_a_profile_is_the_mean_of_its_prompts(base: Base, chat: ChatFormat) -> None:
     feature = PromptFeature(base, chat)
     prompts = [tokens(chat, text) for text in ("the quick brown fox", "hello", "what is it?")]
