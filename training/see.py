@@ -148,13 +148,9 @@ def train_see(
     if options.wake == "indicator" and options.kind != "alora":
         raise InvalidRun("--wake indicator: only activated experts wake up, so it needs --kind alora")
     examples = _encode(base, chat, tokens, data, options)
-<<<<<<< HEAD
     origin = None if start is None else _weights_digest(start)
     checkpoints = _open_folder(out, _identity(base, data, options, origin), resume=resume)
-=======
-    checkpoints = _open_folder(out, _identity(base, data, options), resume=resume)
-    profile = PromptFeature(base, chat).profile(example.tokens[: example.body_length] for example in examples.own)
->>>>>>> 43bcbfc (Shortlists for large pools: profiles in the store, an index over them, recall measured)
+    profile = PromptFeature(base, chat).profile(example.tokens[: example.frozen_length] for example in examples.own)
 
     set_seed(options.seed)
     pupil = _new_pupil(base, examples, options)
@@ -174,15 +170,10 @@ def train_see(
         for rows in (examples.held_out_own, examples.held_out_negatives)
     )
     calibration = calibrate([v.margin for v in own], [v.margin for v in negatives])
-<<<<<<< HEAD
     invocation = tokens.shared if options.wake == "indicator" else chat.generation_prompt
     _save_adapter(pupil.model, base, invocation if options.kind == "alora" else None, out)
-    draft = _draft(base, data, examples, options, about, indicators, calibration, own, origin)
-=======
-    _save_adapter(pupil.model, chat, base, options, out)
     (out / PROFILE_FILE).write_bytes(profile.to_bytes())
-    draft = _draft(base, data, examples, options, about, indicators, calibration, own)
->>>>>>> 43bcbfc (Shortlists for large pools: profiles in the store, an index over them, recall measured)
+    draft = _draft(base, data, examples, options, about, indicators, calibration, own, origin)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     shutil.rmtree(checkpoints)
     return Trained(out, calibration, _exact_match(own), (out / WEIGHTS_FILE).stat().st_size)
