@@ -36,6 +36,10 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def awaits_parent(self) -> bool:
+        return self.fork is not None and self.fork.parent.computed < self.fork.num_shared
+
+    @property
     def wanted(self) -> list[int]:
         """After how many tokens logits are wanted, in order."""
         end = [len(self.tokens)] if self.wants_logits else []
@@ -94,10 +98,10 @@ class StepPlan:
 def plan_step(sequences: Iterable[Sequence], *, budget: int) -> StepPlan:
     """Decoding sequences first, one token each, then prefills in order of arrival, up to `budget` tokens.
 
-    A fork goes into the step that completes what it shares, if it comes behind its parent.
+    A fork goes into the step that completes what it shares, if it arrives behind its parent.
     """
     pending = [s for s in sequences if s.num_pending]
-    pending.sort(key=lambda s: s.num_pending > 1)  # stable: arrival order within each kind
+    pending.sort(key=lambda s: s.num_pending > 1 or s.awaits_parent)  # stable: arrival order within each kind
     segments: list[Segment] = []
     copies: list[BlockCopy] = []
     ends: dict[int, int] = {}  # how far each sequence will be computed, by its id
@@ -105,7 +109,7 @@ def plan_step(sequences: Iterable[Sequence], *, budget: int) -> StepPlan:
         if budget <= 0:
             break
         fork = sequence.fork
-        if fork is not None and ends.get(id(fork.parent), fork.parent.computed) < fork.num_shared:
+        if fork is not None and sequence.awaits_parent and ends.get(id(fork.parent), 0) < fork.num_shared:
             continue
         end = min(len(sequence.tokens), sequence.computed + budget)
         budget -= end - sequence.computed

@@ -75,6 +75,12 @@ def test_forks_go_into_the_step_that_completes_what_they_share() -> None:
     assert plan.copies == [BlockCopy(1, 2, 2), BlockCopy(1, 6, 2)]
 
 
+def test_forks_of_one_token_come_behind_their_parent_too() -> None:
+    parent = sequence(10)
+    plan = plan_step([parent, forked(parent, 11, 10, row=0), sequence(6, 5)], budget=50)
+    assert [(s.start, s.end) for s in plan.segments] == [(5, 6), (0, 10), (10, 11)]
+
+
 def test_forks_wait_while_what_they_share_is_not_complete() -> None:
     parent = sequence(10)
     child = forked(parent, 13, 8, row=0)
