@@ -1,5 +1,6 @@
 """A server for one benchmark: its own process, store and port on loopback. Measures nothing."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -29,18 +30,35 @@ class OwnServer:
 
 @contextmanager
 def own_server(folder: Path, *flags: str) -> Iterator[OwnServer]:
-    """A server, ready to answer, whose store is `folder`/store; it ends with the block."""
+    """A server, ready to answer, whose store is `folder`/store; it ends with the block, also where this is terminated.
+
+    For the main thread, which alone may say what a signal does.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", "server", "serve", "--port", str(port), "--store", str(folder / "store"), *flags]
-    with (folder / "server.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with (
+        _terminated_as_exit(),
+        (folder / "server.log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
         url = f"http://127.0.0.1:{port}"
         try:
             _wait(url, process, folder / "server.log")
             yield OwnServer(url, process.pid)
         finally:
             process.terminate()
+
+
+@contextmanager
+def _terminated_as_exit() -> Iterator[None]:
+    """SIGTERM unwinds the stack as ctrl-C does, instead of leaving the server behind."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

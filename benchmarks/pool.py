@@ -6,17 +6,17 @@ Publishes random experts for the bundled base, then asks for working sets of 1, 
 experts, by popularity. The first one is resident as a whole: the ratios are to it, round by round. Before each round
 its most popular experts are asked once, so that no working set pays for the one before. Loads and evictions are the
 server's own counts; memory is the server process's largest resident set, against the formula of docs/configuration.md.
+Rounds are repeated as long as another one fits into --minutes; the first is always made.
 
 Prints a table; --label also writes LABEL.json and LABEL.png to benchmarks/results/pool/.
 """
 
 import argparse
 import asyncio
-import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,15 @@ from pydantic import ByteSize, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import add_base, label, options, positive, progress_bar, write_record
 from benchmarks.environment import describe_run
 from benchmarks.own_server import OwnServer, own_server
 from benchmarks.serving.load import Round, run_round
 from benchmarks.serving.statistics import Figures, Spread, failures, figures, ratios, summarise
 from benchmarks.serving.work import POPULARITIES, Work, jobs
-from benchmarks.synthetic_experts import publish_synthetic
+from benchmarks.synthetic_experts import Shape, publish_synthetic
+from benchmarks.turns import turns
+from expert_store import BaseSpec, ManifestDraft
 from server.app import SLOT_RANK
 from server.model.base import load_base
 
@@ -63,11 +66,10 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS) -> 
     spec = base.spec
     del base
     with tempfile.TemporaryDirectory() as folder:
-        targets = [name for name in TARGETS if any(path.endswith(f".{name}") for path in spec.linears)]
-        names = publish_synthetic(Path(folder) / "store", spec, count=given.experts, rank=given.rank, targets=targets)
-        console.print(f"{len(names)} experts published")
-        with own_server(Path(folder), *_flags(given)) as server:
-            measured = asyncio.run(_measure(server, given, names))
+        names = _publish(Path(folder) / "store", spec, given, console)
+        with own_server(Path(folder), *_flags(given)) as server, progress_bar(console) as progress:
+            task = progress.add_task("requests", total=given.rounds * _round_requests(given))
+            measured = asyncio.run(_measure(server, given, names, lambda: progress.advance(task)))
             memory = {"resident_bytes": server.peak_resident_bytes(), "formula_bytes": formula}
     console.print(table(measured, given))
     console.print(f"memory: {memory['resident_bytes'] / 1e9:.2f} GB at most, {formula / 1e9:.2f} GB by the formula")
@@ -75,13 +77,29 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS) -> 
         for reason, count in one.failures.items():
             console.print(f"{one.num_experts} experts: {count} x {reason}", markup=False)
     if given.label is not None:
-        options = {name: str(value) for name, value in vars(given).items() if name != "arguments"}
         about = describe_run(shlex.join(["python", "-m", "benchmarks.pool", *given.arguments]))
-        _write(measured, {**about, "options": options, "memory": memory}, results, given.label)
+        _write(measured, {**about, "options": options(given), "memory": memory}, results, given.label)
     return int(any(one.failures for one in measured) or memory["resident_bytes"] > formula)
 
 
-async def _measure(server: OwnServer, given: argparse.Namespace, names: Sequence[str]) -> list[Measured]:
+def _publish(store: Path, spec: BaseSpec, given: argparse.Namespace, console: Console) -> list[str]:
+    """The names of the experts, all in a new store."""
+    targets = tuple(name for name in TARGETS if any(path.endswith(f".{name}") for path in spec.linears))
+    drafts = {f"synthetic-{number:04}": ManifestDraft() for number in range(given.experts)}
+    with progress_bar(console) as progress:
+        task = progress.add_task("publishing", total=len(drafts))
+        publish_synthetic(store, spec, Shape(given.rank, targets), drafts, on_published=lambda: progress.advance(task))
+    return list(drafts)
+
+
+def _round_requests(given: argparse.Namespace) -> int:
+    """Over all working sets, those that warm up among them."""
+    return len(working_sets(given.slots, given.experts)) * int(given.slots + given.requests)
+
+
+async def _measure(
+    server: OwnServer, given: argparse.Namespace, names: Sequence[str], on_outcome: Callable[[], None]
+) -> list[Measured]:
     """All working sets in turns, A B C A B C."""
     sets = [names[:size] for size in working_sets(given.slots, len(names))]
     work = Work(
@@ -95,21 +113,17 @@ async def _measure(server: OwnServer, given: argparse.Namespace, names: Sequence
     once = replace(work, num_requests=given.slots, max_tokens=2, popularity="distinct", prompt_words=4)
     rounds: list[list[Round]] = [[] for _ in sets]
     counts: list[list[Mapping[str, float]]] = [[] for _ in sets]
-    for number in range(given.rounds):
+    for number in turns(given.rounds, minutes=given.minutes):
         for index, models in enumerate(sets):
-            await run_round(server.url, jobs(once, models[: given.slots], number), given.concurrency, _ignore)
+            await run_round(server.url, jobs(once, models[: given.slots], number), given.concurrency, on_outcome)
             before = pool_counts(server.url)
-            rounds[index].append(await run_round(server.url, jobs(work, models, number), given.concurrency, _ignore))
+            rounds[index].append(await run_round(server.url, jobs(work, models, number), given.concurrency, on_outcome))
             after = pool_counts(server.url)
             counts[index].append({name: after[name] - before[name] for name in COUNTED})
     return [
         Measured(len(models), tuple(map(figures, ran)), tuple(counted), failures(ran))
         for models, ran, counted in zip(sets, rounds, counts, strict=True)
     ]
-
-
-def _ignore() -> None:
-    """Nobody watches the rounds go by."""
 
 
 def working_sets(slots: int, experts: int) -> list[int]:
@@ -137,7 +151,7 @@ def table(measured: Sequence[Measured], given: argparse.Namespace) -> Table:
         summary = summarise(one.rounds)
         cells = [summary["tokens_per_second"], _ratio(one, measured), summary["first_token_p95"]]
         means = [sum(counted[name] for counted in one.counts) / len(one.counts) for name in COUNTED]
-        shown.add_row(str(one.num_experts), *map(_cell, cells), *(f"{mean:.1f}" for mean in means))
+        shown.add_row(str(one.num_experts), *(spread.text() for spread in cells), *(f"{mean:.1f}" for mean in means))
     return shown
 
 
@@ -147,6 +161,7 @@ def plot(measured: Sequence[Measured], title: str) -> Figure:
     axes = figure.subplots()
     sizes = [one.num_experts for one in measured]
     axes.plot(sizes, [summarise(one.rounds)["tokens_per_second"].median for one in measured], "-", label="median")
+    axes.axvline(sizes[0], linestyle=":", color="grey", label="all resident")
     for one in measured:
         axes.plot([one.num_experts] * len(one.rounds), [ran.tokens_per_second for ran in one.rounds], "o", color="C0")
     axes.set(title=title, xlabel="experts asked for", ylabel="output tokens/s", xscale="log")
@@ -160,15 +175,9 @@ def _ratio(one: Measured, measured: Sequence[Measured]) -> Spread:
     return ratios(one.rounds, measured[0].rounds)["tokens_per_second"]
 
 
-def _cell(spread: Spread) -> str:
-    return f"{spread.median:.2f} ({spread.low:.2f}–{spread.high:.2f})"
-
-
-def _write(measured: Sequence[Measured], about: Mapping[str, Any], folder: Path, label: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(measured: Sequence[Measured], about: Mapping[str, Any], folder: Path, name: str) -> None:
     sets = [{**asdict(one), "of_resident": asdict(_ratio(one, measured))} for one in measured]
-    (folder / f"{label}.json").write_text(json.dumps({**about, "working_sets": sets}, indent=1) + "\n")
-    plot(measured, label).savefig(folder / f"{label}.png", dpi=120)
+    write_record(folder, name, {**about, "working_sets": sets}, plot(measured, name))
 
 
 def _formula(given: argparse.Namespace, base_bytes: int, linears: Mapping[str, tuple[int, int]]) -> int:
@@ -188,23 +197,25 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pool", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("--experts", type=int, default=1000, help="default %(default)s")
-    parser.add_argument("--slots", type=int, default=32, help="default %(default)s")
+    parser.add_argument("--experts", type=positive, default=1000, help="default %(default)s")
+    parser.add_argument("--slots", type=positive, default=32, help="default %(default)s")
     parser.add_argument("--rank", type=int, default=8, choices=range(1, SLOT_RANK + 1), help="default %(default)s")
     parser.add_argument("--expert-memory", type=size, default="1GiB", help="of the host cache; default %(default)s")
     parser.add_argument("--popularity", choices=POPULARITIES, default="zipf", help="default %(default)s")
-    parser.add_argument("--concurrency", type=int, default=16, help="requests under way; default %(default)s")
-    parser.add_argument("--requests", type=int, default=128, help="a round; default %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
-    parser.add_argument("--prompt-words", type=int, default=50, help="default %(default)s")
+    parser.add_argument("--concurrency", type=positive, default=16, help="requests under way; default %(default)s")
+    parser.add_argument("--requests", type=positive, default=128, help="a round; default %(default)s")
+    parser.add_argument("--rounds", type=positive, default=3, help="default %(default)s")
+    parser.add_argument("--minutes", type=float, default=8, help="for all rounds; default %(default)s")
+    parser.add_argument("--prompt-words", type=positive, default=50, help="default %(default)s")
     parser.add_argument("--max-tokens", type=int, default=32, help="at least 2; default %(default)s")
-    parser.add_argument("--base", default="bundled", help="default %(default)s")
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/lora-relay").expanduser())
+    add_base(parser)
     parser.add_argument("--seed", type=int, default=1, help="of the prompts; default %(default)s")
-    parser.add_argument("--label", help="write LABEL.json and LABEL.png to benchmarks/results/pool/")
+    parser.add_argument("--label", type=label, help="write LABEL.json and LABEL.png to benchmarks/results/pool/")
     given = parser.parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
     if not 1 <= given.slots <= given.experts:
         parser.error("--slots: between 1 and the number of experts")
+    if given.max_tokens < 2:
+        parser.error("--max-tokens: one token has no time between tokens, ask for 2 or more")
     return given
 
 

@@ -14,7 +14,6 @@ to benchmarks/results/serving/. Activated experts need the chat template around 
 
 import argparse
 import asyncio
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from benchmarks.command_line import label, positive
 from benchmarks.environment import describe_run
 from benchmarks.serving.load import Side, run_rounds
 from benchmarks.serving.report import Measured, table, write
@@ -99,15 +99,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--against", metavar="URL", help="a second server, whose rounds alternate with the first one's")
     parser.add_argument("--against-models", type=_names, help="as many as --models; default the same")
     parser.add_argument("--against-name", default="peer", help="default %(default)s")
-    parser.add_argument("--concurrency", type=_positive, default=16, help="requests under way; default %(default)s")
-    parser.add_argument("--requests", type=_positive, help=f"a round; default {REQUESTS_PER_PLACE} x concurrency")
-    parser.add_argument("--rounds", type=_positive, default=3, help="beside the one that warms up; default %(default)s")
-    parser.add_argument("--prompt-words", type=_positive, default=100, help="default %(default)s")
+    parser.add_argument("--concurrency", type=positive, default=16, help="requests under way; default %(default)s")
+    parser.add_argument("--requests", type=positive, help=f"a round; default {REQUESTS_PER_PLACE} x concurrency")
+    parser.add_argument("--rounds", type=positive, default=3, help="beside the one that warms up; default %(default)s")
+    parser.add_argument("--prompt-words", type=positive, default=100, help="default %(default)s")
     parser.add_argument("--template", default="{}", help="the prompt, with {} for the words; default the words alone")
-    parser.add_argument("--max-tokens", type=_positive, default=64, help="at least 2; default %(default)s")
+    parser.add_argument("--max-tokens", type=positive, default=64, help="at least 2; default %(default)s")
     parser.add_argument("--popularity", choices=POPULARITIES, default="distinct", help="default %(default)s: in turn")
     parser.add_argument("--seed", type=int, default=1, help="of the prompts; default %(default)s")
-    parser.add_argument("--label", type=_label, help="write LABEL.json and LABEL.png to benchmarks/results/serving/")
+    parser.add_argument("--label", type=label, help="write LABEL.json and LABEL.png to benchmarks/results/serving/")
     given = parser.parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
     given.requests = given.requests or REQUESTS_PER_PLACE * given.concurrency
     if given.max_tokens < 2:
@@ -126,19 +126,6 @@ def _names(text: str) -> tuple[str, ...]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r}: names with commas between them, none of them empty")
     return names
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
-
-
-def _label(text: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*", text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no plain file name")
-    return text
 
 
 if __name__ == "__main__":

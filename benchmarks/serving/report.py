@@ -43,8 +43,8 @@ def table(sides: Sequence[Measured], title: str) -> Table:
     ratio = _ratio(sides)
     shown = Table("", *(measured.side.name for measured in sides), *(["ratio"] if ratio else []), title=title)
     for name in FIGURES:
-        cells = [_cell(summary[name], _scale(name)) for summary in summaries]
-        shown.add_row(_TITLES[name], *cells, *([_cell(ratio[name], 1.0, digits=2)] if ratio else []))
+        cells = [summary[name].text(scale=_scale(name), digits=1) for summary in summaries]
+        shown.add_row(_TITLES[name], *cells, *([ratio[name].text()] if ratio else []))
     shown.add_row("failed requests", *(str(sum(measured.failures.values())) for measured in sides))
     return shown
 
@@ -105,8 +105,3 @@ def _ratio(sides: Sequence[Measured]) -> dict[str, Spread]:
 def _scale(name: str) -> float:
     """Seconds are shown as milliseconds."""
     return 1.0 if name == "tokens_per_second" else 1000.0
-
-
-def _cell(spread: Spread, scale: float, *, digits: int = 1) -> str:
-    low, middle, high = (f"{value * scale:.{digits}f}" for value in (spread.low, spread.median, spread.high))
-    return f"{middle} ({low}–{high})"

@@ -41,6 +41,11 @@ class Spread:
     def of(cls, values: Sequence[float]) -> "Spread":
         return cls(median(values), min(values), max(values))
 
+    def text(self, *, scale: float = 1.0, digits: int = 2) -> str:
+        """The median, with the lowest and the highest behind it."""
+        low, middle, high = (f"{value * scale:.{digits}f}" for value in (self.low, self.median, self.high))
+        return f"{middle} ({low}–{high})"
+
 
 def figures(ran: Round) -> Figures:
     """Raises NothingMeasured."""
