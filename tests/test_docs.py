@@ -90,6 +90,14 @@ def test_every_whole_json_example_is_json(name: str) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in ("api.md", "errors.md", "metrics.md", "configuration.md"):
+    for page in ("api.md", "errors.md", "metrics.md", "configuration.md", "benchmarks.md"):
         for target in re.findall(r"\]\(([^)#]+)", read(page)):
             assert (DOCS / target).exists() or target.startswith("http"), (page, target)
+
+
+def test_every_benchmark_is_documented_and_no_other() -> None:
+    folder = DOCS.parent / "benchmarks"
+    commands = [path.stem for path in folder.glob("*.py") if "\ndef main(" in path.read_text()]
+    commands += [path.parent.name for path in folder.glob("*/__main__.py")]
+    documented = [row.split()[2] for row in first_column(read("benchmarks.md")) if row.startswith("python -m ")]
+    assert sorted(documented) == sorted(f"benchmarks.{name}" for name in commands)
