@@ -3,6 +3,9 @@
     python -m benchmarks.chain --label chain
     python -m benchmarks.chain --curve activated=1,8,64 --curve plain=1,8 --chain-window 64
 
+activated: woken by the generation prompt. late: woken by the indicators' first token. shortlist, late-shortlist: the
+same, where the eight experts whose profiles lie nearest are asked. plain: LoRA, each with a prefill of its own.
+
 Starts a server of its own with random experts of the bundled base, all of them resident, and gives it a chain of each
 size in turn. Thresholds say who accepts: the last one, and nobody before; every answer is held against that. A request
 asks for one token, so that its answer is there when the first token is. Prompts are random words, new in every request,
@@ -20,11 +23,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -37,16 +42,19 @@ from benchmarks.serving.statistics import Spread
 from benchmarks.serving.work import WORDS
 from benchmarks.synthetic_experts import Shape, all_linears, publish_synthetic
 from benchmarks.turns import turns
-from expert_store import BaseSpec, Indicators, ManifestDraft
+from expert_store import Indicators, ManifestDraft, Profile
 from server.app import SLOT_RANK
-from server.model.base import load_base
+from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
+from server.model.feature import PromptFeature
 
 RESULTS = Path(__file__).parent / "results" / "chain"
 ACCEPTS, REJECTS = 1e-9, 1 - 1e-9  # thresholds that a random expert's score is above, and below
 _TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 
-Pool = Literal["activated", "plain"]
+Pool = Literal["activated", "late", "plain"]
+_SHORTLIST = 8
+_SAMPLES = 4  # prompts an accepting expert's profile is made of
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,15 @@ class Variant:
     num_asked: Callable[[int], int] = lambda count: count
 
 
+def _shortlisted(pool: Pool) -> Variant:
+    return Variant(pool, (8, 64, 512), {"shortlist": _SHORTLIST}, lambda count: min(_SHORTLIST, count))
+
+
 VARIANTS = {
     "activated": Variant("activated", (1, 8, 64, 512)),
+    "shortlist": _shortlisted("activated"),
+    "late": Variant("late", (1, 8, 64, 512)),
+    "late-shortlist": _shortlisted("late"),
     "plain": Variant("plain", (1, 8, 16)),
 }
 
@@ -144,10 +159,10 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS) -> 
 def _run(given: argparse.Namespace, console: Console) -> list[Point]:
     """A store, a server on it, and all pairs."""
     base = load_base(given.base, cache=given.cache)
-    spec, chat = base.spec, ChatFormat(base.tokenizer)
-    del base
+    chat = ChatFormat(base.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        _publish(Path(folder) / "store", spec, chat, given, console)
+        _publish(Path(folder) / "store", base, chat, given, console)
+        del base
         with (
             own_server(Path(folder), *_flags(given)) as server,
             httpx.Client(base_url=server.url, timeout=_TIMEOUT) as client,
@@ -319,14 +334,42 @@ def _draw(axes: Axes, points: Sequence[Point], figure: Callable[[Pair], float], 
         axes.plot([point.num_experts] * len(point.pairs), [figure(pair) for pair in point.pairs], ".", color=color)
 
 
-def _publish(store: Path, spec: BaseSpec, chat: ChatFormat, given: argparse.Namespace, console: Console) -> None:
+def _publish(store: Path, base: Base, chat: ChatFormat, given: argparse.Namespace, console: Console) -> None:
     sizes = pool_sizes(given.curves)
+    feature = PromptFeature(base, chat)
     with progress_bar(console) as progress:
         task = progress.add_task("publishing", total=sum(sizes.values()))
         for pool, count in sizes.items():
-            invocation = chat.generation_prompt if pool == "activated" else None
-            shape = Shape(given.rank, all_linears(spec), invocation)
-            publish_synthetic(store, spec, shape, drafts(pool, count), on_published=lambda: progress.advance(task))
+            publish_synthetic(
+                store,
+                base.spec,
+                Shape(given.rank, all_linears(base.spec), _invocation(pool, chat)),
+                drafts(pool, count),
+                profiles=_profiles(chain_order(pool, count), feature, chat, given),
+                on_published=lambda: progress.advance(task),
+            )
+
+
+def _invocation(pool: Pool, chat: ChatFormat) -> tuple[int, ...] | None:
+    if pool == "late":
+        return chat.indicator_tokens(Indicators()).shared
+    return chat.generation_prompt if pool == "activated" else None
+
+
+def _profiles(
+    order: Sequence[str], feature: PromptFeature, chat: ChatFormat, given: argparse.Namespace
+) -> dict[str, Profile]:
+    """That of the accepting expert is made of prompts like those that are asked, the others are random directions."""
+    texts = fresh_prompts(chat, given.prompt_tokens, given.seed + 1)
+    prompts = [chat.render([{"role": "user", "content": text}]).tokens for text in islice(texts, _SAMPLES)]
+    own = feature.profile(prompts)
+    rng = np.random.default_rng(given.seed)
+
+    def other() -> Profile:
+        vector_D = rng.standard_normal(feature.width).astype(np.float32)
+        return replace(own, vector_D=vector_D / np.linalg.norm(vector_D))
+
+    return {name: own if name == order[-1] else other() for name in order}
 
 
 def _flags(given: argparse.Namespace) -> list[str]:

@@ -11,7 +11,16 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from expert_store import WEIGHTS_FILE, AdapterInfo, BaseSpec, ExpertStore, ManifestDraft, inspect_adapter
+from expert_store import (
+    PROFILE_FILE,
+    WEIGHTS_FILE,
+    AdapterInfo,
+    BaseSpec,
+    ExpertStore,
+    ManifestDraft,
+    Profile,
+    inspect_adapter,
+)
 from expert_store.disk import LocalDisk
 
 _STRENGTH = 0.02  # small enough for finite logits, large enough to change them
@@ -37,6 +46,7 @@ def publish_synthetic(
     shape: Shape,
     drafts: Mapping[str, ManifestDraft],
     *,
+    profiles: Mapping[str, Profile] | None = None,
     on_published: Callable[[], None] = lambda: None,
 ) -> None:
     """Publishes one expert for each draft, under its key as name, with weights of its own; the last heads the chain.
@@ -48,6 +58,8 @@ def publish_synthetic(
     for seed, (name, draft) in enumerate(drafts.items()):
         with store.stage() as staged:
             write_synthetic(staged.folder, spec, shape, seed=seed)
+            if profiles is not None:
+                (staged.folder / PROFILE_FILE).write_bytes(profiles[name].to_bytes())
             info = info or inspect_adapter(staged.folder, spec, max_rank=shape.rank)  # the same for all of one shape
             store.publish(staged, draft, info, name=name)
         on_published()
