@@ -12,16 +12,18 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from expert_store import CONFIG_FILE, WEIGHTS_FILE, InvalidAdapter, ManifestDraft, parse_draft
+from expert_store import CONFIG_FILE, GATE_FILES, WEIGHTS_FILE, InvalidAdapter, ManifestDraft, parse_draft
 from server.api.errors import BodyTooLarge, InvalidField, MalformedBody, UnsupportedBody
 
 MULTIPART = "multipart/form-data"
+GATE_CONFIG, GATE_WEIGHTS = GATE_FILES
+# Field to the path of its file in the staging folder; the path itself is taken as a field too.
 FILE_FIELDS = {
     "adapter_config": CONFIG_FILE,
-    CONFIG_FILE: CONFIG_FILE,
     "adapter_model": WEIGHTS_FILE,
-    WEIGHTS_FILE: WEIGHTS_FILE,
-}
+    "gate_config": GATE_CONFIG,
+    "gate_weights": GATE_WEIGHTS,
+} | {path: path for path in (CONFIG_FILE, WEIGHTS_FILE, *GATE_FILES)}
 # Largest size in bytes of each text field.
 TEXT_FIELDS = {
     "name": 1024,
@@ -37,7 +39,7 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True)
 class RegistrationForm:
-    """What came beside the two files."""
+    """What came beside the files."""
 
     name: str | None
     draft: ManifestDraft
@@ -166,8 +168,10 @@ class _FormReader:
     def _new_part(self, field: str) -> _Part:
         if field in FILE_FIELDS:
             name = FILE_FIELDS[field]
-            limit = _MAX_CONFIG_BYTES if name == CONFIG_FILE else self._max_upload_bytes
-            return _Part(field, limit, (self._folder / name).open("xb"), bytearray())
+            limit = _MAX_CONFIG_BYTES if name in (CONFIG_FILE, GATE_CONFIG) else self._max_upload_bytes
+            path = self._folder / name
+            path.parent.mkdir(exist_ok=True)
+            return _Part(field, limit, path.open("xb"), bytearray())
         if field in TEXT_FIELDS:
             return _Part(field, TEXT_FIELDS[field], None, bytearray())
         known = ", ".join([*FILE_FIELDS, *TEXT_FIELDS])

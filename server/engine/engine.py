@@ -195,7 +195,7 @@ class Engine:
             self.pool.check_fits([expert])
         return GenerateJob(
             waking=None if expert is None else Waking.of(expert, prompt),
-            accept=self.indicator_tokens(expert).accept if expert is not None and expert.self_selecting else (),
+            accept=self.indicator_tokens(expert).accept if expert is not None and expert.answers_after_accept else (),
             sampling=sampling,
             stop_tokens=self._stop_tokens,
             generator=sampling.new_generator(self._device),
@@ -414,7 +414,7 @@ class Session:
         self._engine.drop(self._state, experts)
 
     async def generate(self, expert: ExpertVersion | None, sampling: Sampling) -> AsyncGenerator[Token]:
-        """Tokens of the answer. A self-selecting expert's accept string is put before them and not among them.
+        """Tokens of the answer. The accept string of an expert that learned one is put before them, not among them.
 
         Continues from the expert's held probe where there is one; other probes are dropped. Raises InvocationMissing,
         RequestTooLarge, EngineStopped, or what reading the expert's files raised.
