@@ -4,7 +4,6 @@ Knows no HTTP, no engine and no torch.
 """
 
 from expert_store.adapter import (
-    ADAPTER_FILES,
     AdapterInfo,
     BaseSpec,
     complete_manifest,
@@ -13,6 +12,7 @@ from expert_store.adapter import (
     read_scaling,
 )
 from expert_store.catalog import LIVE, Catalog, Expert, ExpertVersion
+from expert_store.contents import ADAPTER_FILES, GATE_FILES, GATE_FOLDER
 from expert_store.errors import (
     CorruptStore,
     GenerationConflict,
@@ -31,6 +31,7 @@ from expert_store.integrity import Problem, verify_store
 from expert_store.layout import MANIFEST_FILE
 from expert_store.manifest import (
     FileRecord,
+    Gate,
     Indicators,
     Kind,
     Manifest,
@@ -39,6 +40,7 @@ from expert_store.manifest import (
     check_alias,
     check_name,
     parse_draft,
+    parse_manifest,
 )
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, parse_config, read_config
 from expert_store.profile import PROFILE_FILE, Profile, Vector, read_profile
@@ -48,6 +50,8 @@ from expert_store.weights import WEIGHTS_FILE, read_header
 __all__ = [
     "ADAPTER_FILES",
     "CONFIG_FILE",
+    "GATE_FILES",
+    "GATE_FOLDER",
     "LIVE",
     "MANIFEST_FILE",
     "PROFILE_FILE",
@@ -61,6 +65,7 @@ __all__ = [
     "ExpertStore",
     "ExpertVersion",
     "FileRecord",
+    "Gate",
     "GenerationConflict",
     "Indicators",
     "InvalidAdapter",
@@ -89,6 +94,7 @@ __all__ = [
     "inspect_adapter",
     "parse_config",
     "parse_draft",
+    "parse_manifest",
     "read_config",
     "read_header",
     "read_profile",

@@ -2,18 +2,18 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from expert_store.disk import is_plain_file
-from expert_store.errors import InvalidAdapter, shown
-from expert_store.manifest import FileRecord, Kind, Manifest, ManifestDraft
+from expert_store.contents import ADAPTER_FILES, GATE_FOLDER
+from expert_store.disk import is_plain_file, is_plain_folder
+from expert_store.errors import InvalidAdapter, InvalidManifest, shown
+from expert_store.manifest import FileRecord, Gate, Kind, Manifest, ManifestDraft
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, read_config
 from expert_store.profile import PROFILE_FILE
 from expert_store.weights import WEIGHTS_FILE, Tensor, check_values, read_header
 
-ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 _KEY_START = "base_model.model."
 _A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
@@ -32,7 +32,7 @@ class AdapterInfo:
     """What an accepted adapter is.
 
     `rank` is the largest one, `target_modules` are the last parts of the adapted modules' paths, `parameters` counts
-    values, `checks` names what was checked, in order.
+    values, `checks` names what was checked, in order. `gate` is the activated adapter that chooses for this plain one.
     """
 
     kind: Kind
@@ -42,6 +42,7 @@ class AdapterInfo:
     invocation_tokens: tuple[int, ...] | None
     base_fingerprint: str
     checks: tuple[str, ...] = ()
+    gate: "AdapterInfo | None" = None
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,36 @@ class _Pair:
 
 
 def inspect_adapter(folder: Path, base: BaseSpec, *, max_rank: int) -> AdapterInfo:
-    """Checks adapter_config.json and adapter_model.safetensors in `folder`; other files but pickles are not looked at.
+    """Checks adapter_config.json and adapter_model.safetensors in `folder`, and in its gate/ where it has one.
 
-    Raises InvalidAdapter naming the config key or the file at fault.
+    Other files but pickles are not looked at. Raises InvalidAdapter naming the config key or the file at fault, with
+    `gate/` before it if it is the gate's.
     """
+    info = _inspect(folder, base, max_rank=max_rank)
+    gate = folder / GATE_FOLDER
+    if not (gate.exists() or gate.is_symlink()):
+        return info
+    if info.kind == "alora":
+        raise InvalidAdapter(
+            GATE_FOLDER, "gate: the adapter is an activated one, which is asked as it is: leave it out"
+        )
+    if not is_plain_folder(gate):
+        raise InvalidAdapter(GATE_FOLDER, "gate is a link or a file: give a folder with PEFT's two files")
+    return replace(info, gate=_inspect_gate(gate, base, max_rank=max_rank))
+
+
+def _inspect_gate(folder: Path, base: BaseSpec, *, max_rank: int) -> AdapterInfo:
+    try:
+        info = _inspect(folder, base, max_rank=max_rank)
+        if info.kind == "lora":
+            key = "alora_invocation_tokens"
+            raise InvalidAdapter(key, f"{key} is null: a gate is an activated LoRA, train it with `relay train gate`")
+    except InvalidAdapter as error:
+        raise InvalidAdapter(f"{GATE_FOLDER}/{error.field}", f"in {GATE_FOLDER}/: {error.message}") from None
+    return info
+
+
+def _inspect(folder: Path, base: BaseSpec, *, max_rank: int) -> AdapterInfo:
     checks: list[str] = []
     _check_files(folder)
     checks.append("files")
@@ -91,7 +118,11 @@ def inspect_adapter(folder: Path, base: BaseSpec, *, max_rank: int) -> AdapterIn
 def complete_manifest(
     draft: ManifestDraft, info: AdapterInfo, *, name: str, version: int, files: Mapping[str, FileRecord]
 ) -> Manifest:
-    """What is wished for and what was found, as the manifest of one version."""
+    """What is wished for and what was found, as the manifest of one version. Raises InvalidManifest."""
+    if info.gate is not None and draft.indicators is None:
+        raise InvalidManifest(
+            "indicators", "indicators: there is a gate, but nothing says with which texts it accepts and rejects"
+        )
     return Manifest(
         name=name,
         version=version,
@@ -105,10 +136,21 @@ def complete_manifest(
         samples=draft.samples,
         indicators=draft.indicators,
         threshold=draft.threshold,
+        gate=None if info.gate is None else _gate_record(info.gate),
         training=draft.training,
         quality=draft.quality,
         files=dict(files),
         created_at=datetime.now(UTC),
+    )
+
+
+def _gate_record(info: AdapterInfo) -> Gate:
+    assert info.invocation_tokens is not None, "a plain LoRA was taken for a gate. This is a bug."
+    return Gate(
+        rank=info.rank,
+        target_modules=info.target_modules,
+        parameters=info.parameters,
+        invocation_tokens=info.invocation_tokens,
     )
 
 
@@ -118,11 +160,17 @@ def read_scaling(config: AdapterConfig, module: str) -> float:
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """Copies PEFT's two files, and a profile if there is one. Raises InvalidAdapter when one of the two is missing."""
+    """Copies PEFT's two files, those of a gate and a profile, where there are any, and nothing else.
+
+    Raises InvalidAdapter when one of two is missing.
+    """
     _check_present(source)
     for name in (*ADAPTER_FILES, PROFILE_FILE):
         if name in ADAPTER_FILES or (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    if is_plain_folder(source / GATE_FOLDER):
+        (target / GATE_FOLDER).mkdir()
+        copy_adapter(source / GATE_FOLDER, target / GATE_FOLDER)
 
 
 def _check_files(folder: Path) -> None:

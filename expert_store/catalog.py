@@ -3,9 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
+from expert_store.contents import GATE_FOLDER, gate_file
 from expert_store.errors import UnknownAlias, UnknownExpert, UnknownVersion
 from expert_store.manifest import Kind, Manifest
 from expert_store.profile import Profile
@@ -18,7 +20,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True)
 class ExpertVersion:
-    """One published version. `folder` holds PEFT's two files and never changes; two are equal iff their digests are.
+    """One published version. `folder` holds PEFT's files and never changes; two are equal iff their digests are.
 
     `profile` is what its prompts look like, where that is known.
     """
@@ -27,6 +29,7 @@ class ExpertVersion:
     digest: str
     folder: Path = field(compare=False)
     profile: Profile | None = field(default=None, compare=False, repr=False)
+    is_gate: bool = field(default=False, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -59,8 +62,34 @@ class ExpertVersion:
 
     @property
     def self_selecting(self) -> bool:
-        """Whether it can accept and reject queries, and so take part in the chain."""
+        """Whether it can accept and reject queries, by itself or through its gate, and so take part in the chain."""
         return self.manifest.indicators is not None
+
+    @cached_property
+    def gate(self) -> "ExpertVersion | None":
+        """What accepts and rejects for a plain LoRA: to the engine an expert like any other, with a digest of its own.
+
+        It says what its expert's manifest says, and answers nothing.
+        """
+        gate = self.manifest.gate
+        if gate is None:
+            return None
+        files = {name: file for path, file in self.manifest.files.items() if (name := gate_file(path)) is not None}
+        manifest = self.manifest.model_copy(
+            update={**dict(gate), "kind": "alora", "gate": None, "files": files},
+        )
+        return ExpertVersion(manifest, f"{self.digest}/{GATE_FOLDER}", self.folder / GATE_FOLDER, is_gate=True)
+
+    @property
+    def asked_as(self) -> "ExpertVersion":
+        """What the chain asks whether a query is this expert's own: its gate, or itself."""
+        return self.gate or self
+
+    @property
+    def answers_after_accept(self) -> bool:
+        """Whether it was trained to say its accept string and then its answer. Those with a gate never learned to, and
+        gates have no answer."""
+        return self.self_selecting and self.manifest.gate is None and not self.is_gate
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expert_store.catalog import ExpertVersion
+from expert_store.contents import entries
 from expert_store.disk import digest_bytes, file_sha256, is_plain_file
 from expert_store.errors import CorruptStore, InvalidAdapter, InvalidManifest
 from expert_store.layout import MANIFEST_FILE, Layout, is_claimed, kept_label, write_lock
@@ -116,8 +117,8 @@ def _check_version(layout: Layout, name: str, version: int, digest: str) -> list
 def _check_files(published: ExpertVersion) -> list[Problem]:
     ref, files = published.ref, published.manifest.files
     expected = {*files, MANIFEST_FILE}
-    present = {path.name for path in published.folder.iterdir()}
-    problems = [Problem(ref, published.folder / extra, "was not published") for extra in sorted(present - expected)]
+    extra = sorted(entries(published.folder) - expected)
+    problems = [Problem(ref, published.folder / name, "was not published") for name in extra]
     for file_name, published_file in sorted(files.items()):
         message = _compare(published.folder / file_name, published_file.size_bytes, published_file.sha256)
         if message is not None:

@@ -2,6 +2,7 @@
 
 <root>/catalog.json                     the only file that is ever replaced
 <root>/experts/<name>/<version>/        immutable once the catalog names them
+<root>/experts/<name>/<version>/gate/   only where a plain LoRA has one
 <root>/staging/<label>/                 private to the process that made it
 <root>/claims/<label>.lock              held, by the kernel, as long as that process wants the folder
 <root>/catalog.lock

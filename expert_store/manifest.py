@@ -108,6 +108,15 @@ class ManifestDraft(_Model):
         return _canonical(self)
 
 
+class Gate(_Model):
+    """The activated LoRA that chooses for a plain one; the manifest's indicators and threshold are then the gate's."""
+
+    rank: PositiveInt
+    target_modules: Annotated[tuple[Line, ...], Field(min_length=1)]
+    parameters: PositiveInt
+    invocation_tokens: Annotated[tuple[Token, ...], Field(min_length=1)]
+
+
 class FileRecord(_Model):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size_bytes: NonNegativeInt
@@ -129,6 +138,7 @@ class Manifest(_Model):
     samples: tuple[Sample, ...]
     indicators: Indicators | None
     threshold: Threshold
+    gate: Gate | None = None  # manifests from before there were gates lack it
     training: Training | None
     quality: Quality
     files: dict[Line, FileRecord]
@@ -138,6 +148,12 @@ class Manifest(_Model):
     def _kind_has_its_tokens(self) -> Self:
         if (self.kind == "alora") != (self.invocation_tokens is not None):
             raise ValueError(f"kind {self.kind!r} contradicts invocation_tokens {self.invocation_tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _gate_has_something_to_do(self) -> Self:
+        if self.gate is not None and (self.kind != "lora" or self.indicators is None):
+            raise ValueError(f"a gate needs kind 'lora' and indicators, here are {self.kind!r} and {self.indicators}")
         return self
 
     def to_bytes(self) -> bytes:

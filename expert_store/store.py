@@ -11,8 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from uuid import uuid4
 
-from expert_store.adapter import ADAPTER_FILES, AdapterInfo, complete_manifest
+from expert_store.adapter import AdapterInfo, complete_manifest
 from expert_store.catalog import Catalog, Expert, ExpertVersion
+from expert_store.contents import GATE_FOLDER, entries, version_files
 from expert_store.disk import Disk, LocalDisk, digest_bytes, file_sha256, is_plain_file
 from expert_store.errors import (
     CorruptStore,
@@ -40,7 +41,7 @@ from expert_store.records import CatalogRecord
 
 @dataclass(frozen=True)
 class Staged:
-    """A private folder to write an adapter's two files and its profile into, on the store's own file system."""
+    """A private folder to write an expert's files into, on the store's own file system."""
 
     folder: Path
 
@@ -121,13 +122,14 @@ class ExpertStore:
         """Makes the staged adapter the next version of `name`, and with `activate` the live one.
 
         `name` wins over the draft's own. The first self-selecting version of a name puts it at the front of the chain.
-        Raises InvalidName, InvalidManifest (trained on another base), InvalidAdapter (files missing or not asked for).
+        Raises InvalidName, InvalidManifest (trained on another base, a gate without indicators), InvalidAdapter (files
+        missing or not asked for).
         """
         assert staged.folder.parent == self._layout.staging, "Staged in another store. This is a bug."
         assert staged.folder.is_dir(), "Published already, or after stage() ended. This is a bug."
         check_name(name)
         _check_base(draft, info)
-        files = self._seal(staged.folder)
+        files = self._seal(staged.folder, gated=info.gate is not None)
         with write_lock(self._layout):
             record = read_record(self._layout)
             manifest = complete_manifest(draft, info, name=name, version=record.next_version(name), files=files)
@@ -189,17 +191,19 @@ class ExpertStore:
         """Re-digests every file of every version; an empty list means that all is as published."""
         return verify_store(self._layout.root)
 
-    def _seal(self, folder: Path) -> dict[str, FileRecord]:
-        """Digests the staged files and makes them durable. Raises InvalidAdapter for anything but the two files and a
+    def _seal(self, folder: Path, *, gated: bool) -> dict[str, FileRecord]:
+        """Digests the staged files and makes them durable. Raises InvalidAdapter for anything but what is wanted and a
         sound profile, which may be left out."""
-        found = {path.name for path in folder.iterdir()}
-        for file_name in sorted((found - {PROFILE_FILE}).symmetric_difference(ADAPTER_FILES)):
-            state = "is missing" if file_name in ADAPTER_FILES else "does not belong in a version"
-            raise InvalidAdapter(file_name, f"{file_name} {state}: stage exactly {' and '.join(ADAPTER_FILES)}")
+        wanted, found = version_files(gated=gated), entries(folder)
+        for file_name in sorted((found - {PROFILE_FILE}).symmetric_difference(wanted)):
+            state = "is missing" if file_name in wanted else "does not belong in a version"
+            raise InvalidAdapter(file_name, f"{file_name} {state}: stage exactly {' and '.join(wanted)}")
         for file_name in sorted(found):
             if not is_plain_file(folder / file_name):
                 raise InvalidAdapter(file_name, f"{file_name} is a link or a folder: stage the file itself")
             self._disk.sync_file(folder / file_name)
+        if gated:
+            self._disk.sync_folder(folder / GATE_FOLDER)
         if PROFILE_FILE in found:
             read_profile(folder / PROFILE_FILE)
         return {name: file_record(folder / name) for name in sorted(found)}
@@ -332,7 +336,8 @@ def _check_order(order: Sequence[str], catalog: Catalog) -> None:
             raise UnknownExpert(name)
         if name not in catalog.chain and not any(v.self_selecting for v in catalog.experts[name].versions.values()):
             raise InvalidChain(
-                f"expert {shown(name)} has no indicators to accept and reject with: register a version that has"
+                f"expert {shown(name)} has no indicators to accept and reject with: register a version that has, "
+                "or one with a gate"
             )
     if len(set(order)) != len(order):
         raise InvalidChain("the order names an expert twice: give each name once")

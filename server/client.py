@@ -6,9 +6,11 @@ from typing import Any
 
 import httpx
 
-from expert_store import ADAPTER_FILES, MANIFEST_FILE, PROFILE_FILE
+from expert_store import ADAPTER_FILES, GATE_FILES, GATE_FOLDER, MANIFEST_FILE, PROFILE_FILE
 from server.errors import RelayError
 
+_FILE_FIELDS = ("adapter_config", "adapter_model", "gate_config", "gate_weights")
+_FIELDS = dict(zip((*ADAPTER_FILES, *GATE_FILES), _FILE_FIELDS, strict=True))
 _TIMEOUT = httpx.Timeout(300.0, connect=5.0)
 
 
@@ -33,21 +35,27 @@ def show_expert(url: str, name: str) -> dict[str, Any]:
 
 
 def add_expert(url: str, folder: Path, *, name: str | None, activate: bool) -> dict[str, Any]:
-    """Registers the adapter in `folder`, with manifest.json and profile beside it if they are there.
+    """Registers the adapter in `folder`, with the gate, the profile and the manifest.json beside it if there.
 
     Raises ClientError.
     """
     with ExitStack() as stack:
         files: dict[str, Any] = {}
-        for file_name in (*ADAPTER_FILES, PROFILE_FILE, MANIFEST_FILE):
-            path = folder / file_name
-            if path.is_file():
-                field = "manifest" if file_name == MANIFEST_FILE else path.stem
-                files[field] = (file_name, stack.enter_context(path.open("rb")), "application/octet-stream")
-            elif file_name in ADAPTER_FILES:
-                raise ClientError(f"{path} is not there: {folder} must hold what PEFT's save_pretrained writes")
+        for field, path in _files_to_send(folder).items():
+            files[field] = (path.name, stack.enter_context(path.open("rb")), "application/octet-stream")
         fields = {"activate": "true" if activate else "false"} | ({} if name is None else {"name": name})
         return _call("POST", url, "/experts", data=fields, files=files)
+
+
+def _files_to_send(folder: Path) -> dict[str, Path]:
+    """Form field to file. Raises ClientError where one of a pair is missing."""
+    wanted = (*ADAPTER_FILES, *GATE_FILES) if (folder / GATE_FOLDER).exists() else ADAPTER_FILES
+    files = {_FIELDS[name]: folder / name for name in wanted}
+    for path in files.values():
+        if not path.is_file():
+            raise ClientError(f"{path} is not there: {path.parent} must hold what PEFT's save_pretrained writes")
+    beside = {"manifest": folder / MANIFEST_FILE, "profile": folder / PROFILE_FILE}
+    return files | {field: path for field, path in beside.items() if path.is_file()}
 
 
 def _segment(name: str) -> str:

@@ -15,6 +15,8 @@ from typing import Protocol, TypeVar
 import structlog
 
 from expert_store import (
+    GATE_FILES,
+    GATE_FOLDER,
     PROFILE_FILE,
     WEIGHTS_FILE,
     AdapterInfo,
@@ -84,6 +86,21 @@ class Registration:
     catalog_generation: int
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The expert or its gate: the engine loads each by itself."""
+
+    version: ExpertVersion
+    is_gate: bool = False
+
+    def check(self, name: str) -> str:
+        return f"{GATE_FOLDER}_{name}" if self.is_gate else name
+
+    def path(self, name: str) -> str:
+        """A file or a config key as an error names it."""
+        return f"{GATE_FOLDER}/{name}" if self.is_gate else name
+
+
 class Registry:
     """The only writer of the store in this process. Lives on the event loop's thread; disk work runs in threads."""
 
@@ -145,13 +162,15 @@ class Registry:
             raise InvalidManifest("name", "the expert needs a name: give the field name, or one in the manifest")
         check_name(wanted)
         info = await _in_thread(lambda: inspect_adapter(staged.folder, self._spec, max_rank=self._max_rank))
-        checks = [Check(check, True, _INSPECTED[check]) for check in info.checks if check in _INSPECTED]
+        checks = _inspected(info)
         candidate = await _in_thread(lambda: _candidate(staged, draft, info, wanted))
-        checks.append(self._check_size(candidate))
+        parts = _parts(candidate)
+        checks.extend(self._check_size(part) for part in parts)
         checks.append(self._check_base(draft))
         checks.append(await _in_thread(lambda: self._provide_profile(staged, draft)))
-        checks.extend(self._check_selection(draft, info))
-        checks.append(await self._check_effect(candidate))
+        checks.extend(self._check_selection(parts[-1]))
+        for part in parts:
+            checks.append(await self._check_effect(part))
         version = await _in_thread(lambda: self._store.publish(staged, draft, info, name=wanted, activate=activate))
         log.info("registered", expert=version.ref, kind=version.kind, rank=version.rank, digest=version.digest)
         return Registration(version, tuple(checks), self._store.catalog.generation)
@@ -202,30 +221,35 @@ class Registry:
             )
         return Check("base", True, f"trained on the base this server runs, {self._spec.fingerprint}")
 
-    def _check_selection(self, draft: ManifestDraft, info: AdapterInfo) -> list[Check]:
-        """That a self-selecting expert can be asked with this base's tokens and chat template."""
-        if draft.indicators is None:
+    def _check_selection(self, part: _Part) -> list[Check]:
+        """That what the chain asks can be asked with this base's tokens and chat template."""
+        asked = part.version
+        if asked.manifest.indicators is None:
             return []
-        tokens = self._chat.indicator_tokens(draft.indicators)
+        tokens = self._chat.indicator_tokens(asked.manifest.indicators)
         told_apart = Check("indicators", True, f"accept and reject differ in token {tokens.shared_length + 1}")
-        if info.invocation_tokens is None:
+        if asked.invocation_tokens is None:
             return [told_apart]
         prompt = (*self._chat.generation_prompt, *tokens.shared)
-        start = activation_start(prompt, info.invocation_tokens)
+        start = activation_start(prompt, asked.invocation_tokens)
         if start is None:
+            key = part.path("alora_invocation_tokens")
             raise InvalidAdapter(
-                "alora_invocation_tokens",
-                f"alora_invocation_tokens {list(info.invocation_tokens)} do not lie in the generation prompt and the "
-                f"indicators' first tokens behind it, {list(prompt)}, so the expert could never be asked: train it "
-                "with this base's chat template",
+                key,
+                f"{key} {list(asked.invocation_tokens)} do not lie in the generation prompt and the indicators' first "
+                f"tokens behind it, {list(prompt)}, so the expert could never be asked: train it with this base's "
+                "chat template",
             )
         return [told_apart, Check("invocation", True, f"it wakes up {len(prompt) - start} tokens before it decides")]
 
-    def _check_size(self, candidate: ExpertVersion) -> Check:
-        given, most = candidate.weight_bytes, self._expert_memory_bytes
+    def _check_size(self, part: _Part) -> Check:
+        given, most = part.version.weight_bytes, self._expert_memory_bytes
         if given > most:
-            raise ExpertTooLarge(candidate.name, weight_bytes=given, budget_bytes=most, param=WEIGHTS_FILE)
-        return Check("size", True, f"its {given} bytes of weights fit the host cache, which holds {most}")
+            raise ExpertTooLarge(
+                part.version.name, weight_bytes=given, budget_bytes=most, param=part.path(WEIGHTS_FILE)
+            )
+        said = f"its {given} bytes of weights fit the host cache, which holds {most}"
+        return Check(part.check("size"), True, said)
 
     def _provide_profile(self, staged: Staged, draft: ManifestDraft) -> Check:
         """Checks the profile that came with the adapter, or makes one of the manifest's samples."""
@@ -251,13 +275,16 @@ class Registry:
     def _rendered(self, text: str) -> Prompt:
         return self._chat.render([{"role": "user", "content": text}])
 
-    async def _check_effect(self, candidate: ExpertVersion) -> Check:
-        effect = await self._engine.measure_effect(candidate, self._sample_prompt(candidate))
+    async def _check_effect(self, part: _Part) -> Check:
+        effect = await self._engine.measure_effect(part.version, self._sample_prompt(part.version))
+        weights = part.path(WEIGHTS_FILE)
         if not math.isfinite(effect):
-            raise _no_good("with it the model's logits are not finite: its weights are damaged or far too large")
+            reason = "with it the model's logits are not finite: its weights are damaged or far too large"
+            raise InvalidAdapter(weights, f"{weights}: {reason}")
         if effect == 0:
-            raise _no_good("it changes no logit, so it would silently answer as the base model")
-        return Check("effect_on_logits", True, f"it changes a logit of a sample prompt by {effect:.4g}")
+            raise InvalidAdapter(weights, f"{weights}: it changes no logit, so it would silently act as the base model")
+        said = f"it changes a logit of a sample prompt by {effect:.4g}"
+        return Check(part.check("effect_on_logits"), True, said)
 
     def _sample_prompt(self, candidate: ExpertVersion) -> Prompt:
         """A prompt that wakes the expert up, whatever its invocation tokens are."""
@@ -279,6 +306,18 @@ _INSPECTED = {
     "finite": "no NaN and no infinity",
     "effect": "the weights are not all zero",
 }
+
+
+def _inspected(info: AdapterInfo, prefix: str = "") -> list[Check]:
+    """What was looked at in the files; those of a gate come last."""
+    checks = [Check(prefix + check, True, _INSPECTED[check]) for check in info.checks if check in _INSPECTED]
+    return checks if info.gate is None else checks + _inspected(info.gate, f"{GATE_FOLDER}_")
+
+
+def _parts(candidate: ExpertVersion) -> list[_Part]:
+    """The expert, and behind it its gate where it has one."""
+    expert = _Part(candidate)
+    return [expert] if candidate.gate is None else [expert, _Part(candidate.gate, is_gate=True)]
 
 
 @asynccontextmanager
@@ -309,8 +348,12 @@ def _discard(store: ExpertStore, version: ExpertVersion) -> None:
 
 
 def _candidate(staged: Staged, draft: ManifestDraft, info: AdapterInfo, name: str) -> ExpertVersion:
-    """The staged adapter as the engine wants it; its digest is nobody else's, so nothing is confused with it."""
-    files = {WEIGHTS_FILE: file_record(staged.folder / WEIGHTS_FILE)}
+    """The staged adapter as the engine wants it; its digest is nobody else's, so nothing is confused with it.
+
+    Raises InvalidManifest.
+    """
+    weights = [WEIGHTS_FILE, *GATE_FILES] if info.gate is not None else [WEIGHTS_FILE]
+    files = {name: file_record(staged.folder / name) for name in weights}
     manifest = complete_manifest(draft, info, name=name, version=1, files=files)
     return ExpertVersion(manifest, f"candidate:{uuid.uuid4().hex}", staged.folder)
 
@@ -318,10 +361,6 @@ def _candidate(staged: Staged, draft: ManifestDraft, info: AdapterInfo, name: st
 def _no_profile(reason: str) -> InvalidAdapter:
     way_out = "train the expert anew on this server's base and version, or leave the file out and give samples"
     return InvalidAdapter(PROFILE_FILE, f"{PROFILE_FILE}: {reason}: {way_out}")
-
-
-def _no_good(reason: str) -> InvalidAdapter:
-    return InvalidAdapter("adapter_model.safetensors", f"adapter_model.safetensors: {reason}")
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -210,7 +210,7 @@ class Service:
         """In a thread, since a long prompt takes a while to tokenise."""
         try:
             if isinstance(query.prompt, RawPrompt):
-                invocations = {v.invocation_tokens for v in readable if v.invocation_tokens is not None}
+                invocations = {tokens for v in readable if (tokens := v.asked_as.invocation_tokens) is not None}
                 return await asyncio.to_thread(self._chat.raw, query.prompt.content, invocations)
             return await asyncio.to_thread(self._chat.render, query.prompt)
         except jinja2.TemplateError as error:
@@ -256,7 +256,7 @@ class Service:
         stream = TextStream(
             self._tokenizer,
             stops=query.stops,
-            strip_leading_space=expert is not None and expert.self_selecting,
+            strip_leading_space=expert is not None and expert.answers_after_accept,
         )
         pieces: list[str] = []
         reason: FinishReason = "stop"

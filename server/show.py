@@ -38,7 +38,7 @@ def expert_table(answer: Mapping[str, Any]) -> RenderableType:
             table,
             expert["name"],
             _or_dash(expert["live_version"]),
-            _or_dash(expert["kind"]),
+            _kind(expert),
             "-" if position is None else str(position + 1),
             expert["description"],
         )
@@ -75,7 +75,7 @@ def _expert_parts(answer: Mapping[str, Any]) -> Iterator[RenderableType]:
         _add_row(
             table,
             str(version["version"]),
-            version["kind"],
+            _kind(version),
             str(version["rank"]),
             ", ".join(version["aliases"]) or "-",
             version["created_at"],
@@ -108,6 +108,10 @@ def _table(*columns: str) -> Table:
 def _add_row(table: Table, *cells: str) -> None:
     """Cells as they are: descriptions come from users and may look like rich's markup."""
     table.add_row(*(Text(cell) for cell in cells))
+
+
+def _kind(described: Mapping[str, Any]) -> str:
+    return f"{described['kind']}, gated" if described["gated"] else _or_dash(described["kind"])
 
 
 def _or_dash(value: object) -> str:

@@ -13,7 +13,7 @@ from training.errors import InvalidData
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a data file. `output` is None where the file only says what an expert must reject."""
+    """One line of a data file. `output` is None where the file only says what to reject, or to accept."""
 
     id: str
     input: str
@@ -118,8 +118,9 @@ def refuse_contradictions(own: DataFile, negatives: Sequence[DataFile]) -> None:
 class Encoder:
     """Turns rows into examples the way the server will render them (SEE, arXiv 2504.06664).
 
-    Accepted: accept indicator, " " + answer, end of sequence. Rejected: reject indicator, end of sequence. An activated
-    expert wakes up at the generation prompt, or, `late`, at the indicators' shared tokens, which it need not learn.
+    Accepted: accept indicator, " " + answer if there is one, end of sequence. Rejected: reject indicator, end of
+    sequence. Unless `accepts` says which it is, a row is accepted if it has an answer. An activated expert wakes up at
+    the generation prompt, or, `late`, at the indicators' shared tokens, which it need not learn.
     """
 
     def __init__(
@@ -131,9 +132,9 @@ class Encoder:
         self._eos = eos
         self._max_tokens = max_tokens
 
-    def encode(self, file: DataFile) -> list[Example]:
+    def encode(self, file: DataFile, *, accepts: bool | None = None) -> list[Example]:
         """Raises InvalidData naming every row that is too long."""
-        examples = [self.example(row) for row in file.rows]
+        examples = [self.example(row, accepts=accepts) for row in file.rows]
         problems: list[tuple[int | None, str]] = [
             (
                 e.row.line,
@@ -146,14 +147,11 @@ class Encoder:
             raise InvalidData(file.path, problems)
         return examples
 
-    def example(self, row: Row) -> Example:
+    def example(self, row: Row, *, accepts: bool | None = None) -> Example:
         prompt = self._chat.render([{"role": "user", "content": row.input}])
-        accepts = row.output is not None
-        target = (
-            (*self._indicators.accept, *self._chat.encode(f" {row.output}"), self._eos)
-            if accepts
-            else (*self._indicators.reject, self._eos)
-        )
+        accepts = row.output is not None if accepts is None else accepts
+        answer = self._chat.encode(f" {row.output}") if accepts and row.output is not None else ()
+        target = (*(self._indicators.accept if accepts else self._indicators.reject), *answer, self._eos)
         return Example(
             row=row,
             tokens=(*prompt.tokens, *target),

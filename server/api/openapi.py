@@ -56,6 +56,8 @@ def registration_request() -> dict[str, Any]:
             **_FILE,
             "description": "profile.safetensors as `relay train` wrote it; else made from samples.",
         },
+        "gate_config": {**_FILE, "description": "adapter_config.json of a plain LoRA's gate."},
+        "gate_weights": {**_FILE, "description": "adapter_model.safetensors of that gate; both or neither."},
         "name": {**_TEXT, "description": "The expert's name; wins over the manifest's."},
         "manifest": {**_TEXT, "description": "JSON: what `relay train` wrote as manifest.json; file or text."},
         "description": {**_TEXT, "description": "Wins over the manifest's."},

@@ -285,6 +285,7 @@ class VersionSummary(ResponseModel):
     kind: Kind
     rank: int
     self_selecting: bool = Field(description="Whether it can accept and reject queries, and so be in the chain.")
+    gated: bool = Field(description="Whether a gate accepts and rejects for it.")
     aliases: list[str]
     created_at: datetime
 
@@ -294,6 +295,7 @@ class ExpertSummary(ResponseModel):
     description: str
     live_version: int | None
     kind: Kind | None = Field(description="Of the live version.")
+    gated: bool = Field(description="Whether the live version is asked through a gate.")
     num_versions: int
     chain_position: int | None = Field(description="0 is asked first; null is not asked.")
 
@@ -315,6 +317,15 @@ class FileModel(ResponseModel):
     size_bytes: int
 
 
+class GateModel(ResponseModel):
+    """The activated LoRA a plain one is asked through; indicators and threshold are its."""
+
+    rank: int
+    target_modules: list[str]
+    parameters: int
+    invocation_tokens: list[int]
+
+
 class VersionRecord(VersionSummary):
     """One version as its manifest has it."""
 
@@ -327,6 +338,7 @@ class VersionRecord(VersionSummary):
     samples: list[str]
     indicators: Indicators | None
     threshold: float
+    gate: GateModel | None
     training: Training | None
     quality: dict[str, float]
     files: dict[str, FileModel]
@@ -354,6 +366,7 @@ class ChainMember(ResponseModel):
     expert: str
     version: int | None = Field(description="The live version; null where there is none.")
     kind: Kind | None
+    gated: bool = Field(description="Whether it is asked through a gate.")
     asked: bool = Field(description="False where the live version cannot choose, or there is none.")
     threshold: float | None
 

@@ -12,18 +12,27 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from expert_store import CONFIG_FILE, PROFILE_FILE, WEIGHTS_FILE, InvalidAdapter, ManifestDraft, parse_draft
+from expert_store import (
+    CONFIG_FILE,
+    GATE_FILES,
+    PROFILE_FILE,
+    WEIGHTS_FILE,
+    InvalidAdapter,
+    ManifestDraft,
+    parse_draft,
+)
 from server.api.errors import BodyTooLarge, InvalidField, MalformedBody, UnsupportedBody
 
 MULTIPART = "multipart/form-data"
+GATE_CONFIG, GATE_WEIGHTS = GATE_FILES
+# Field to the path of its file in the staging folder; the path itself is taken as a field too.
 FILE_FIELDS = {
     "adapter_config": CONFIG_FILE,
-    CONFIG_FILE: CONFIG_FILE,
     "adapter_model": WEIGHTS_FILE,
-    WEIGHTS_FILE: WEIGHTS_FILE,
+    "gate_config": GATE_CONFIG,
+    "gate_weights": GATE_WEIGHTS,
     "profile": PROFILE_FILE,
-    PROFILE_FILE: PROFILE_FILE,
-}
+} | {path: path for path in (CONFIG_FILE, WEIGHTS_FILE, *GATE_FILES, PROFILE_FILE)}
 # Largest size in bytes of each text field.
 TEXT_FIELDS = {
     "name": 1024,
@@ -33,14 +42,14 @@ TEXT_FIELDS = {
     "activate": 16,
 }
 # Largest size in bytes of a file, where the limit of the whole upload is not enough.
-_MAX_FILE_BYTES = {CONFIG_FILE: 1024 * 1024, PROFILE_FILE: 1024 * 1024}
+_MAX_FILE_BYTES = {CONFIG_FILE: 1024 * 1024, GATE_CONFIG: 1024 * 1024, PROFILE_FILE: 1024 * 1024}
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
 class RegistrationForm:
-    """What came beside the two files."""
+    """What came beside the files."""
 
     name: str | None
     draft: ManifestDraft
@@ -170,7 +179,9 @@ class _FormReader:
         if field in FILE_FIELDS:
             name = FILE_FIELDS[field]
             limit = _MAX_FILE_BYTES.get(name, self._max_upload_bytes)
-            return _Part(field, limit, (self._folder / name).open("xb"), bytearray())
+            path = self._folder / name
+            path.parent.mkdir(exist_ok=True)
+            return _Part(field, limit, path.open("xb"), bytearray())
         if field in TEXT_FIELDS:
             return _Part(field, TEXT_FIELDS[field], None, bytearray())
         known = ", ".join([*FILE_FIELDS, *TEXT_FIELDS])

@@ -1,6 +1,6 @@
 """Decisions, answers, experts and catalogs as response models. Computes nothing and changes nothing."""
 
-from expert_store import Catalog, Expert, ExpertVersion
+from expert_store import Catalog, Expert, ExpertVersion, Gate
 from server.api.schemas import (
     ChainMember,
     ChainResponse,
@@ -11,6 +11,7 @@ from server.api.schemas import (
     ExpertRecord,
     ExpertSummary,
     FileModel,
+    GateModel,
     GenerateResponse,
     RegistrationResponse,
     RouteResponse,
@@ -106,6 +107,7 @@ def version_record(expert: Expert, version: ExpertVersion, catalog: Catalog) -> 
         samples=list(manifest.samples),
         indicators=manifest.indicators,
         threshold=manifest.threshold,
+        gate=None if manifest.gate is None else _gate_model(manifest.gate),
         training=manifest.training,
         quality=dict(manifest.quality),
         files={
@@ -127,6 +129,7 @@ def _chain_member(expert: Expert, *, asked: bool) -> ChainMember:
         expert=expert.name,
         version=live.version if live else None,
         kind=live.kind if live else None,
+        gated=_is_gated(live),
         asked=asked,
         threshold=live.manifest.threshold if live else None,
     )
@@ -140,6 +143,7 @@ def _summary(expert: Expert, catalog: Catalog) -> ExpertSummary:
         description=described.manifest.description,
         live_version=live.version if live else None,
         kind=live.kind if live else None,
+        gated=_is_gated(live),
         num_versions=len(expert.versions),
         chain_position=catalog.chain.index(expert.name) if expert.name in catalog.chain else None,
     )
@@ -152,6 +156,7 @@ def _version_summary(expert: Expert, version: ExpertVersion) -> VersionSummary:
         kind=version.kind,
         rank=version.rank,
         self_selecting=version.self_selecting,
+        gated=_is_gated(version),
         aliases=sorted(alias for alias, number in expert.aliases.items() if number == version.version),
         created_at=version.manifest.created_at,
     )
@@ -164,6 +169,19 @@ def _shortlist(shortlist: Shortlist) -> ShortlistModel:
         unprofiled=shortlist.num_unprofiled,
         left_out=shortlist.num_left_out,
         ms=round(shortlist.seconds * 1000, 3),
+    )
+
+
+def _is_gated(version: ExpertVersion | None) -> bool:
+    return version is not None and version.gate is not None
+
+
+def _gate_model(gate: Gate) -> GateModel:
+    return GateModel(
+        rank=gate.rank,
+        target_modules=list(gate.target_modules),
+        parameters=gate.parameters,
+        invocation_tokens=list(gate.invocation_tokens),
     )
 
 

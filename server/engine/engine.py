@@ -190,6 +190,11 @@ class Engine:
             if digest in state.asked:
                 state.drop(state.asked[digest], self.blocks)
 
+    def prefetch(self, experts: Seq[ExpertVersion]) -> None:
+        """Starts reading experts that may be asked next, where there is room for them."""
+        if experts:
+            self._post(lambda: self.pool.look_ahead(experts))
+
     def indicator_tokens(self, expert: ExpertVersion) -> IndicatorTokens:
         """Raises NotSelfSelecting for an expert without indicators."""
         if expert.manifest.indicators is None:
@@ -206,7 +211,7 @@ class Engine:
             self.pool.check_fits([expert])
         return GenerateJob(
             waking=None if expert is None else self.waking(expert, prompt),
-            accept=self.indicator_tokens(expert).accept if expert is not None and expert.self_selecting else (),
+            accept=self.indicator_tokens(expert).accept if expert is not None and expert.answers_after_accept else (),
             sampling=sampling,
             stop_tokens=self._stop_tokens,
             generator=sampling.new_generator(self._device),
@@ -455,8 +460,12 @@ class Session:
         """Gives up held probes."""
         self._engine.drop(self._state, experts)
 
+    def prefetch(self, experts: Seq[ExpertVersion]) -> None:
+        """Has experts read into the host cache, if there is room, so that they are there when they are asked."""
+        self._engine.prefetch(experts)
+
     async def generate(self, expert: ExpertVersion | None, sampling: Sampling) -> AsyncGenerator[Token]:
-        """Tokens of the answer. A self-selecting expert's accept string is put before them and not among them.
+        """Tokens of the answer. The accept string of an expert that learned one is put before them, not among them.
 
         Continues from the expert's held probe where there is one; other probes are dropped. Raises InvocationMissing,
         RequestTooLarge, EngineStopped, or what reading the expert's files raised.

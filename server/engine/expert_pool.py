@@ -110,6 +110,12 @@ class ExpertPool:
             if expert.digest in keep:
                 self.host.start(expert, keep=keep)
 
+    def look_ahead(self, experts: Sequence[ExpertVersion]) -> None:
+        """Starts reading what may be wanted, as far as there is room for it beside everything else."""
+        for expert in experts:
+            if expert.digest not in self._residents:
+                self.host.start(expert, keep=self.host.digests)
+
     def unpin(self, expert: ExpertVersion) -> None:
         resident = self._residents[expert.digest]
         assert resident.num_pins > 0, "an expert was unpinned more often than pinned. This is a bug."

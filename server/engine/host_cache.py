@@ -59,6 +59,11 @@ class HostCache:
                 expert.ref, weight_bytes=expert.weight_bytes, budget_bytes=self.budget_bytes, param="expert"
             )
 
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of all experts that are here or being read."""
+        return frozenset(self._entries)
+
     def start(self, expert: ExpertVersion, *, keep: Collection[str]) -> None:
         """Begins to read what is not here, unless only digests of `keep` could make room for it."""
         if expert.digest not in self._entries and self._make_room(expert.weight_bytes, keep):

@@ -114,7 +114,7 @@ class ProbeJob:
             return pinned
         ahead = len(self.probes) <= resources.answer_ahead
         for (waking, indicators), slots in zip(self.probes, pinned, strict=True):
-            tail = indicators.accept if ahead else indicators.shared
+            tail = indicators.accept if ahead and waking.expert.answers_after_accept else indicators.shared
             at = len(state.prompt.tokens) + indicators.shared_length
             self._lanes.append(open_expert_lane(state, waking, slots, tail, resources, decides_at=at))
         return resources.access
@@ -204,8 +204,7 @@ class GenerateJob:
         if isinstance(lane, Access):
             return lane
         self.lane = lane
-        for other in [lane for lane in state.lanes() if lane is not self.lane]:
-            state.drop(other, resources.blocks)
+        self._drop_others(state, resources)
         return resources.access
 
     def sample_row(self, prompt: Prompt) -> SampleRow:
@@ -238,6 +237,11 @@ class GenerateJob:
     def fail(self, state: SessionState, error: Exception) -> None:
         state.call(lambda: self._tokens.put_nowait(error))
 
+    def _drop_others(self, state: SessionState, resources: Resources) -> None:
+        for lane in list(state.lanes()):
+            if lane is not self.lane:
+                state.drop(lane, resources.blocks)
+
     def _finish_reason(self, token: int) -> FinishReason | None:
         if token in self.stop_tokens and not self.sampling.ignore_eos:
             return "stop"
@@ -252,6 +256,8 @@ class GenerateJob:
             return pinned
         held = state.asked.get(waking.expert.digest)
         if held is None:
+            if waking.start == 0:
+                self._drop_others(state, resources)  # shares nothing with them, and their room is reserved for it
             return open_expert_lane(state, waking, pinned[0], self.accept, resources)
         held.sequence.tokens = [*state.prompt.tokens, *self.accept]
         held.sequence.slots = pinned[0]  # its slots may have changed hands since it was asked

@@ -22,6 +22,10 @@ class Prober(Protocol):
         """Frees what these experts' probes hold."""
         ...
 
+    def prefetch(self, experts: Sequence[ExpertVersion]) -> None:
+        """Starts reading what will be asked next, if nobody accepts before."""
+        ...
+
 
 @dataclass(frozen=True)
 class Considered:

@@ -2,7 +2,8 @@
 
 The answer is always that of the plain chain: the first expert, in chain order, that accepts. To get there with
 little work, experts are asked a window at a time; within it the activated ones go first, all together, since they
-share the prompt's keys and values, and then only those plain ones that stand before the first that accepted.
+share the prompt's keys and values, and then only those plain ones that stand before the first that accepted. A plain
+expert with a gate is asked through that, as an activated one.
 """
 
 import math
@@ -54,27 +55,29 @@ class ChainRouter:
     def branches(self, catalog: Catalog, shortlist: Shortlist | None = None) -> Branches:
         """The most probes one request can hold at a time."""
         experts = _candidates(catalog, shortlist)
-        num_plain = sum(expert.kind == "lora" for expert in experts)
+        num_plain = sum(expert.asked_as.kind == "lora" for expert in experts)
         return Branches(activated=min(len(experts) - num_plain, self._window), plain=min(num_plain, self._plain_window))
 
     async def route(self, catalog: Catalog, prober: Prober, shortlist: Shortlist | None = None) -> Decision:
         """Asks down the chain, or its shortlisted part, until somebody accepts. The accepted expert's probe stays held,
-        no other does."""
+        a gate's does not."""
         experts = _candidates(catalog, shortlist)
         verdicts: list[Verdict] = []
         for start in range(0, len(experts), self._window):
-            verdicts += await self._ask_window(experts[start : start + self._window], prober)
+            end = start + self._window
+            prober.prefetch([expert.asked_as for expert in experts[end : end + self._window]])
+            verdicts += await self._ask_window(experts[start:end], prober)
             if any(verdict.accepted for verdict in verdicts):
                 break
         return replace(decide(verdicts, catalog.generation), shortlist=shortlist)
 
     async def _ask_window(self, window: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:
         """Verdicts in chain order, of all that had to be asked."""
-        activated = [expert for expert in window if expert.kind == "alora"]
+        activated = [expert for expert in window if expert.asked_as.kind == "alora"]
         verdicts = await _ask(activated, prober)
         first = next((v.expert for v in verdicts if v.accepted), None)
         before = window if first is None else window[: window.index(first)]
-        plain = [expert for expert in before if expert.kind == "lora"]
+        plain = [expert for expert in before if expert.asked_as.kind == "lora"]
         for start in range(0, len(plain), self._plain_window):
             answers = await _ask(plain[start : start + self._plain_window], prober)
             verdicts += answers
@@ -92,12 +95,12 @@ def _candidates(catalog: Catalog, shortlist: Shortlist | None) -> tuple[ExpertVe
 async def _ask(experts: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:
     if not experts:
         return []
-    scores = [score(logits) for logits in await prober.score(experts)]
+    scores = [score(logits) for logits in await prober.score([expert.asked_as for expert in experts])]
     verdicts = [
         Verdict(expert, value, value >= expert.manifest.threshold)
         for expert, value in zip(experts, scores, strict=True)
     ]
-    prober.drop([verdict.expert for verdict in verdicts if not verdict.accepted])
+    prober.drop([v.expert.asked_as for v in verdicts if not v.accepted or v.expert.gate is not None])
     return verdicts
 
 

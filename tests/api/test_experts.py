@@ -74,7 +74,14 @@ async def test_the_chain_is_newest_first_and_can_be_ordered(world: App, alora: P
     await world.register(lora, "plain", manifest="{}")
     chain = (await world.ask("GET", "/chain")).json()
     assert chain["order"] == ["c", "b", "a"]
-    assert chain["members"][0] == {"expert": "c", "version": 1, "kind": "alora", "asked": True, "threshold": 0.5}
+    assert chain["members"][0] == {
+        "expert": "c",
+        "version": 1,
+        "kind": "alora",
+        "gated": False,
+        "asked": True,
+        "threshold": 0.5,
+    }
     reply = await world.ask("PUT", "/chain", {"order": ["a", "c"], "generation": chain["catalog_generation"]})
     assert reply.json()["order"] == ["a", "c"]
     await world.ask("POST", "/route", {"prompt": "x"})

@@ -17,6 +17,7 @@ from server.model.chat import ChatFormat
 from server.settings import Settings
 from server.text import HALF_CHARACTER
 from tests.api.conftest import App
+from tests.api.test_gates import gated_parts
 from tests.support import asgi, tiny
 
 pytestmark = pytest.mark.anyio
@@ -88,6 +89,39 @@ async def test_the_chain_reads_the_prompt_once_and_answers_as_the_named_expert_d
     assert prompt_tokens < computed <= prompt_tokens + 12 * len(names)  # suffix and accept string of each
     assert routed["routing"]["expert"] == "d"
     assert await real.text("hello") == await real.text("hello", expert="d")
+
+
+async def test_gated_experts_are_asked_on_one_prefill_and_the_winner_answers_as_pefts_plain_lora(
+    real: RealApp, base_folder: Path, lora: Path, alora: Path, chat: ChatFormat
+) -> None:
+    for name in ("a", "b", "c"):
+        reply = await real.upload(gated_parts(lora, alora, name, threshold="0.001"))
+        assert reply.status == 201, reply.body
+    await real.register(alora, "d", threshold="0.9999999")
+    question = "what is the capital of France? " * 4
+    routed = (await real.ask("POST", "/route", {"prompt": question})).json()
+    prompt_tokens, computed = (routed["usage"][key] for key in ("prompt_tokens", "computed_tokens"))
+    assert prompt_tokens < computed <= prompt_tokens + 12 * 4
+    assert [c["expert"] for c in routed["routing"]["considered"]] == ["d", "c", "b", "a"]
+    assert routed["routing"]["expert"] == "c"
+    tokens = chat.render([{"role": "user", "content": question}]).tokens
+    plain = tiny.oracle_tokens(tiny.oracle(base_folder, lora, torch.float32), tokens, 12)
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    expected = tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert await real.text(question) == await real.text(question, expert="c") == expected.rstrip(HALF_CHARACTER)
+
+
+async def test_a_raw_prompt_reaches_a_gated_expert_by_name_always_and_by_the_chain_where_the_gate_wakes_up(
+    real: RealApp, lora: Path, alora: Path, chat: ChatFormat
+) -> None:
+    await real.upload(gated_parts(lora, alora, "plain", threshold="0.001"))
+    assert (await completion(real, model="plain", prompt="hello"))["usage"]["completion_tokens"] == 12
+    reply = await real.ask("POST", "/v1/completions", {"model": "relay/chain", "prompt": "hello"})
+    assert (reply.status, reply.json()["error"]["code"]) == (422, "invocation_missing")
+    tokens = list(chat.render([{"role": "user", "content": "hello"}]).tokens)
+    answer = await completion(real, model="relay/chain", prompt=tokens)
+    assert answer["routing"]["expert"] == "plain"
+    assert answer["choices"] == (await completion(real, model="plain", prompt=tokens))["choices"]
 
 
 async def test_an_expert_registered_while_streams_run_changes_none_of_them(

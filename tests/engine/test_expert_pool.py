@@ -180,3 +180,14 @@ def test_prefetched_experts_are_pinned_at_once() -> None:
     turns.arrive("a", "b")
     turns.turn()
     assert turns.running == [["a", "b"]]
+
+
+def test_what_is_read_ahead_makes_nobody_leave() -> None:
+    turns = Turns(GatedDisk(), num_slots=1, budget_bytes=200)
+    turns.arrive("a")
+    turns.settle()
+    turns.finish("a")
+    reads = len(turns.disk.reads)
+    turns.pool.look_ahead([turns.expert("b"), turns.expert("c"), turns.expert("a")])
+    turns.disk.wait(reads + 1)
+    assert turns.disk.reads[reads:] == ["b"]  # a is there, and c would not fit beside both

@@ -21,9 +21,11 @@ class FakeProber:
         self._logits = logits
         self.asked: list[list[str]] = []
         self.held: set[str] = set()
+        self.expected: list[str] = []
         self.most_held = Branches()
 
     async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:
+        assert all((e.kind == "alora") == (experts[0].kind == "alora") for e in experts), "a batch is of one kind"
         self.asked.append([expert.name for expert in experts])
         self.held |= {expert.digest for expert in experts}
         return [IndicatorLogits(accept=self._logits[expert.name], reject=0.0) for expert in experts]
@@ -31,17 +33,32 @@ class FakeProber:
     def drop(self, experts: Sequence[ExpertVersion]) -> None:
         self.held -= {expert.digest for expert in experts}
 
+    def prefetch(self, experts: Sequence[ExpertVersion]) -> None:
+        self.expected += [expert.name for expert in experts]
+
 
 def catalog_of(kinds: Sequence[str], thresholds: Sequence[float] | None = None) -> Catalog:
     versions = [
-        make_version(f"e{i}", kind=kind, threshold=(thresholds or [0.5] * len(kinds))[i])
+        make_version(
+            f"e{i}",
+            kind="alora" if kind == "alora" else "lora",
+            gated=kind == "gated",
+            threshold=(thresholds or [0.5] * len(kinds))[i],
+        )
         for i, kind in enumerate(kinds)
     ]
     experts = {v.name: Expert(v.name, {1: v}, {"live": 1}) for v in versions}
     return Catalog(generation=7, experts=experts, chain=tuple(experts))
 
 
-kinds_and_logits = st.lists(st.tuples(st.sampled_from(["lora", "alora"]), st.floats(-4, 4)), max_size=20)
+def test_the_next_window_is_read_while_one_is_asked() -> None:
+    prober = FakeProber({f"e{i}": 4.0 if i == 3 else -4.0 for i in range(7)})
+    asyncio.run(ChainRouter(window=2).route(catalog_of(["alora"] * 7), prober))
+    assert prober.asked == [["e0", "e1"], ["e2", "e3"]]
+    assert prober.expected == ["e2", "e3", "e4", "e5"]
+
+
+kinds_and_logits = st.lists(st.tuples(st.sampled_from(["lora", "alora", "gated"]), st.floats(-4, 4)), max_size=20)
 
 
 @settings(max_examples=200, deadline=None)
@@ -61,7 +78,9 @@ def test_windows_never_change_who_answers(pool: list[tuple[str, float]], window:
     assert [c.expert for c in decision.considered] == sorted(asked, key=catalog.chain.index)
     before = list(catalog.chain[: catalog.chain.index(first)]) if first else list(catalog.chain)
     assert set(before) <= set(asked), "everybody in front of the winner has been asked"
-    assert prober.held == ({decision.expert.digest} if decision.expert else set())
+    holds = decision.expert is not None and decision.expert.gate is None
+    assert prober.held == ({decision.expert.digest} if holds else set()), "a gate is done once it has spoken"
+    assert decision.expert is None or decision.expert is catalog.experts[decision.expert.name].live
 
 
 def test_plain_experts_behind_an_accepting_activated_one_are_never_asked() -> None:
@@ -71,6 +90,22 @@ def test_plain_experts_behind_an_accepting_activated_one_are_never_asked() -> No
     assert prober.asked == [["e1", "e2"], ["e0"]]
     assert decision.expert is not None
     assert decision.expert.name == "e2"
+
+
+def test_gated_experts_are_asked_together_with_activated_ones() -> None:
+    prober = FakeProber({"e0": -1, "e1": 1, "e2": 2, "e3": 3})
+    catalog = catalog_of(["alora", "gated", "gated", "lora"])
+    decision = asyncio.run(ChainRouter(window=8, plain_window=2).route(catalog, prober))
+    assert prober.asked == [["e0", "e1", "e2"]]
+    assert decision.expert is not None
+    assert (decision.expert.name, decision.expert.kind) == ("e1", "lora")
+    assert prober.held == set()
+
+
+def test_a_gated_expert_is_held_to_its_threshold() -> None:
+    prober = FakeProber({"e0": 1.0, "e1": 1.0})
+    decision = asyncio.run(ChainRouter().route(catalog_of(["gated", "gated"], [0.9, 0.6]), prober))
+    assert [c.accepted for c in decision.considered] == [False, True]
 
 
 def test_later_windows_are_not_asked_once_somebody_accepts() -> None:
@@ -95,6 +130,7 @@ def test_branches_count_what_one_window_can_hold() -> None:
     router = ChainRouter(window=4, plain_window=2)
     assert router.branches(catalog_of(["alora"] * 9 + ["lora"] * 5)) == Branches(activated=4, plain=2)
     assert router.branches(catalog_of(["alora", "lora"])) == Branches(activated=1, plain=1)
+    assert router.branches(catalog_of(["gated", "alora", "lora"])) == Branches(activated=2, plain=1)
 
 
 @pytest.mark.parametrize("difference", [-1000.0, -3.0, 0.0, 3.0, 1000.0])

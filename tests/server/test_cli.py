@@ -44,7 +44,14 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
         200,
         {
             "experts": [
-                {"name": "sql", "description": "[bold] SQL", "live_version": 3, "kind": "alora", "chain_position": 0}
+                {
+                    "name": "sql",
+                    "description": "[bold] SQL",
+                    "live_version": 3,
+                    "kind": "lora",
+                    "gated": True,
+                    "chain_position": 0,
+                }
             ],
             "catalog_generation": 17,
         },
@@ -132,7 +139,7 @@ def test_an_answer_can_be_had_as_json() -> None:
 def test_experts_are_listed_as_they_are_described() -> None:
     status, output = relay("experts", "list")
     assert status == 0
-    assert "sql 3 alora 1 [bold] SQL" in output
+    assert "sql 3 lora, gated 1 [bold] SQL" in output
 
 
 @pytest.mark.usefixtures("url")
@@ -158,10 +165,29 @@ def test_add_sends_both_files_and_the_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("url")
+def test_add_sends_the_gate_that_lies_beside(tmp_path: Path) -> None:
+    (tmp_path / "gate").mkdir()
+    for folder in (tmp_path, tmp_path / "gate"):
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / name).write_text(f"{folder.name} {name}")
+    assert relay("experts", "add", str(tmp_path), "--name", "sql")[0] == 0
+    sent = FakeServer.seen[-1][1].decode()
+    for field, name in (("gate_config", "adapter_config.json"), ("gate_weights", "adapter_model.safetensors")):
+        assert f'name="{field}"' in sent
+        assert f"gate {name}" in sent
+
+
+@pytest.mark.usefixtures("url")
 def test_add_says_which_file_is_missing(tmp_path: Path) -> None:
     status, output = relay("experts", "add", str(tmp_path))
     assert status == 1
     assert "adapter_config.json is not there" in output
+    for name in ("adapter_config.json", "adapter_model.safetensors", "gate/adapter_config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    status, output = relay("experts", "add", str(tmp_path))
+    assert status == 1
+    assert "gate/adapter_model.safetensors is not there" in output
 
 
 @pytest.mark.usefixtures("url")

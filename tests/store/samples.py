@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from expert_store import AdapterInfo, BaseSpec, ExpertStore, ExpertVersion, Indicators, ManifestDraft
+from expert_store import GATE_FILES, AdapterInfo, BaseSpec, ExpertStore, ExpertVersion, Indicators, ManifestDraft
 
 WIDTH = 8
 LAYERS = 2
@@ -29,6 +30,7 @@ INFO = AdapterInfo(
     invocation_tokens=None,
     base_fingerprint=BASE.fingerprint,
 )
+GATED = replace(INFO, gate=replace(INFO, kind="alora", rank=1, parameters=32, invocation_tokens=(5, 6)))
 CHOOSY = ManifestDraft(indicators=Indicators())
 Tensors = dict[str, NDArray[Any]]
 
@@ -109,4 +111,7 @@ def publish(
     with store.stage() as staged:
         (staged.folder / "adapter_config.json").write_bytes(b"{}")
         (staged.folder / "adapter_model.safetensors").write_bytes(weights)
+        for file in GATE_FILES if info.gate is not None else ():
+            (staged.folder / file).parent.mkdir(exist_ok=True)
+            (staged.folder / file).write_bytes(b"gate " + weights)
         return store.publish(staged, draft, info, name=name, activate=activate)

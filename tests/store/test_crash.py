@@ -11,13 +11,14 @@ from expert_store import ExpertStore, ManifestDraft
 from expert_store.disk import Disk
 
 from .disks import Crash, DyingDisk, FullDisk, HastyDisk
-from .samples import CHOOSY, publish
+from .samples import CHOOSY, GATED, publish
 
 Change = Callable[[ExpertStore], object]
 CHANGES: dict[str, Change] = {
     "publish a new name": lambda store: publish(store, "new"),
     "publish the next version": lambda store: publish(store, "sql"),
     "publish without activating": lambda store: publish(store, "dates", draft=ManifestDraft(), activate=False),
+    "publish with a gate": lambda store: publish(store, "sql", info=GATED),
     "delete a version": lambda store: store.delete_version("sql", 1),
     "delete the only version": lambda store: store.delete_version("mood", 1),
     "delete but keep the files": lambda store: store.delete_version("sql", 1, keep_files=True),

@@ -4,7 +4,7 @@ import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
-from expert_store import ExpertVersion, FileRecord, Indicators, Kind, Manifest, Profile
+from expert_store import GATE_FILES, ExpertVersion, FileRecord, Gate, Indicators, Kind, Manifest, Profile
 
 
 def make_version(
@@ -17,6 +17,7 @@ def make_version(
     rank: int = 4,
     weight_bytes: int = 1,
     profile: Profile | None = None,
+    gated: bool = False,
 ) -> ExpertVersion:
     """A valid version whose folder does not exist."""
     file = FileRecord(sha256="0" * 64, size_bytes=weight_bytes)
@@ -33,9 +34,10 @@ def make_version(
         samples=(),
         indicators=Indicators() if indicators else None,
         threshold=threshold,
+        gate=Gate(rank=2, target_modules=("q_proj",), parameters=1, invocation_tokens=(1, 2)) if gated else None,
         training=None,
         quality={},
-        files={"adapter_config.json": file, "adapter_model.safetensors": file},
+        files=dict.fromkeys(("adapter_config.json", "adapter_model.safetensors", *(GATE_FILES if gated else ())), file),
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
     digest = "sha256:" + hashlib.sha256(f"{name}@{version}".encode()).hexdigest()

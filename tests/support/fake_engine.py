@@ -32,6 +32,7 @@ class FakeEngine:
         self.samplings: list[Sampling] = []
         self.answer = " {name}: hello wörld 😀"
         self.effect = 1.5
+        self.effect_by_kind: dict[str, float] = {}
         self.measured: list[ExpertVersion] = []
         self.resume = asyncio.Event()
         self.resume.set()
@@ -63,7 +64,7 @@ class FakeEngine:
     async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float:  # noqa: ARG002
         self.measured.append(expert)
         self.observer.on_pool_event(PoolEvent("load", expert.ref, 0.001, "disk"))
-        return self.effect
+        return self.effect_by_kind.get(expert.kind, self.effect)
 
 
 class FakeSession:
@@ -84,6 +85,8 @@ class FakeSession:
         return [IndicatorLogits(4.0, -4.0) if e.name in text else IndicatorLogits(-4.0, 4.0) for e in experts]
 
     def drop(self, experts: Sequence[ExpertVersion]) -> None: ...
+
+    def prefetch(self, experts: Sequence[ExpertVersion]) -> None: ...
 
     async def generate(self, expert: ExpertVersion | None, sampling: Sampling) -> AsyncIterator[Token]:
         self._engine.samplings.append(sampling)

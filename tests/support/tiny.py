@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from expert_store import ExpertStore, ExpertVersion, Indicators, ManifestDraft, inspect_adapter
+from expert_store import ExpertStore, ExpertVersion, Indicators, ManifestDraft, copy_adapter, inspect_adapter
 from server.model.base import Base
 from server.model.chat import ChatFormat
 
@@ -127,14 +127,21 @@ def write_adapter(
     return folder
 
 
+def with_gate(folder: Path, plain: Path, gate: Path) -> Path:
+    """A plain adapter with an activated one as its gate, in a folder of their own."""
+    (folder / "gate").mkdir(parents=True)
+    copy_adapter(plain, folder)
+    copy_adapter(gate, folder / "gate")
+    return folder
+
+
 def publish(
     store: ExpertStore, base: Base, adapter: Path, name: str, *, indicators: bool = True, threshold: float = 0.5
 ) -> ExpertVersion:
     """Registers an adapter folder the way the server does, without the engine's own check."""
     draft = ManifestDraft(indicators=Indicators() if indicators else None, threshold=threshold)
     with store.stage() as staged:
-        for file in ("adapter_config.json", "adapter_model.safetensors"):
-            (staged.folder / file).write_bytes((adapter / file).read_bytes())
+        copy_adapter(adapter, staged.folder)
         info = inspect_adapter(staged.folder, base.spec, max_rank=128)
         return store.publish(staged, draft, info, name=name)
 
@@ -162,6 +169,6 @@ def oracle_tokens(model: PreTrainedModel | PeftModel, tokens: Sequence[int], cou
 
 def forced(chat: ChatFormat, expert: ExpertVersion | None) -> tuple[int, ...]:
     """The tokens the engine puts behind the prompt before this expert's answer."""
-    if expert is None or expert.manifest.indicators is None:
+    if expert is None or not expert.answers_after_accept or expert.manifest.indicators is None:
         return ()
     return chat.indicator_tokens(expert.manifest.indicators).accept

@@ -1,4 +1,4 @@
-"""`relay train see` as a user meets it."""
+"""`relay train see` and `relay train gate` as a user meets them."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.support.tiny import write_base
+from tests.support.tiny import write_adapter, write_base
 from training.cli import app
 
 
@@ -63,3 +63,33 @@ def test_a_server_that_is_not_there_leaves_the_expert_saved(folder: Path) -> Non
     assert result.exit_code == 1
     assert "no server answers at http://127.0.0.1:9" in result.output
     assert (folder / "out" / "manifest.json").exists()
+
+
+def gate(folder: Path, *options: str) -> Result:
+    base = folder / "base"
+    if not base.exists():
+        write_base(base)
+        write_adapter(folder / "plain", base, kind="lora", targets=["v_proj"])
+    (folder / "inputs.jsonl").write_text("\n".join(json.dumps({"id": i, "input": f"jump {i}"}) for i in range(12)))
+    command = ["gate", "--expert", folder / "plain", "--data", folder / "inputs.jsonl", "--negatives"]
+    files = [folder / "a.jsonl", folder / "b.jsonl", "--out", folder / "out"]
+    more = ["--base", base, "--device", "cpu", "--cache", folder, *options]
+    return CliRunner().invoke(app, [str(part) for part in (*command, *files, *more)])
+
+
+def test_a_gate_is_trained_from_inputs_alone_and_reported(folder: Path) -> None:
+    result = gate(folder, "--batch-size", "4", "--rank", "2", "--description", "Counts dogs.")
+    assert result.exit_code == 0, result.output
+    assert "threshold" in result.output
+    assert "exactly" not in result.output
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    assert (manifest["training"]["recipe"], manifest["training"]["rows"]) == ("gate", 22)
+    assert manifest["description"] == "Counts dogs."
+    assert (folder / "out" / "gate" / "adapter_model.safetensors").is_file()
+
+
+def test_a_gate_for_nothing_is_refused_before_the_base_is_loaded(folder: Path) -> None:
+    result = gate(folder, "--expert", str(folder / "nowhere"))
+    assert result.exit_code == 1
+    assert "--expert must hold what PEFT's save_pretrained writes" in " ".join(result.output.split())
+    assert not (folder / "out").exists()

@@ -22,7 +22,8 @@ from training.calibrate import TOLERANCE, at_threshold, calibrate, sigmoid
 from training.data import DataFile, Encoder, Row
 from training.errors import Diverged, InvalidRun
 from training.evaluate import examine
-from training.see import About, SeeData, SeeOptions, Trained, train_see
+from training.see import SeeOptions, train_see
+from training.selection import About, SelectionData, Trained
 from training.suffix import SuffixRunner
 
 Kind = Literal["alora", "lora"]
@@ -68,12 +69,12 @@ def rows(prefix: str, count: int, *, answers: bool) -> tuple[Row, ...]:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> SeeData:
+def data(tmp_path: Path) -> SelectionData:
     own = tmp_path / "own.jsonl"
     own.write_text("own")
     negatives = tmp_path / "negatives.jsonl"
     negatives.write_text("negatives")
-    return SeeData(
+    return SelectionData(
         own=DataFile(own, rows("jump", 20, answers=True)),
         negatives=(DataFile(negatives, rows("lazy", 20, answers=False)),),
     )
@@ -81,7 +82,7 @@ def data(tmp_path: Path) -> SeeData:
 
 def run(
     base_folder: Path,
-    data: SeeData,
+    data: SelectionData,
     out: Path,
     *,
     options: SeeOptions = SILENT,
@@ -198,7 +199,7 @@ def trained(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     folder = tmp_path_factory.mktemp("trained")
     for name in ("own", "negatives"):
         (folder / name).write_text(name)
-    data = SeeData(
+    data = SelectionData(
         own=DataFile(folder / "own", rows("jump", 24, answers=True)),
         negatives=(DataFile(folder / "negatives", rows("lazy", 24, answers=False)),),
     )
@@ -276,7 +277,9 @@ def test_peft_loads_the_folder_and_decides_as_measured(trained: tuple[Path, Reco
     assert margins["jump 5"] > 0 > margins["lazy 5"]
 
 
-def test_an_expert_woken_by_the_indicator_decides_as_measured(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+def test_an_expert_woken_by_the_indicator_decides_as_measured(
+    base_folder: Path, data: SelectionData, tmp_path: Path
+) -> None:
     options = SeeOptions(rank=4, alpha=32, learning_rate=2e-2, batch_size=4, epochs=6, seed=1, wake="indicator")
     run(base_folder, data, tmp_path / "late", options=options)
     base = load(base_folder)
@@ -296,7 +299,7 @@ def test_an_expert_woken_by_the_indicator_decides_as_measured(base_folder: Path,
 
 
 def test_a_run_can_begin_with_a_trained_adapter(
-    trained: tuple[Path, Recorder], base_folder: Path, data: SeeData, tmp_path: Path
+    trained: tuple[Path, Recorder], base_folder: Path, data: SelectionData, tmp_path: Path
 ) -> None:
     folder, first = trained
     options = SeeOptions(rank=4, learning_rate=1e-4, batch_size=4, epochs=1, seed=2)
@@ -309,7 +312,7 @@ def test_a_run_can_begin_with_a_trained_adapter(
 
 
 def test_only_an_adapter_of_the_same_shape_can_be_begun_with(
-    trained: tuple[Path, Recorder], base_folder: Path, data: SeeData, tmp_path: Path
+    trained: tuple[Path, Recorder], base_folder: Path, data: SelectionData, tmp_path: Path
 ) -> None:
     for options in (SeeOptions(rank=8), SeeOptions(rank=4, targets=("q_proj",))):
         with pytest.raises(InvalidRun, match="another rank or other targets"):
@@ -318,12 +321,12 @@ def test_only_an_adapter_of_the_same_shape_can_be_begun_with(
         run(base_folder, data, tmp_path / "out", start=tmp_path / "nowhere")
 
 
-def test_a_plain_expert_has_nothing_to_wake_up(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+def test_a_plain_expert_has_nothing_to_wake_up(base_folder: Path, data: SelectionData, tmp_path: Path) -> None:
     with pytest.raises(InvalidRun, match="--wake indicator"):
         run(base_folder, data, tmp_path / "out", options=SeeOptions(kind="lora", wake="indicator"))
 
 
-def test_an_interrupted_run_resumes_to_the_same_bytes(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bytes(base_folder: Path, data: SelectionData, tmp_path: Path) -> None:
     whole = Recorder()
     run(base_folder, data, tmp_path / "whole", observer=whole)
     with pytest.raises(KeyboardInterrupt):
@@ -336,7 +339,9 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(base_folder: Path, data: S
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
 
-def test_an_unfinished_run_is_neither_overwritten_nor_mixed(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_neither_overwritten_nor_mixed(
+    base_folder: Path, data: SelectionData, tmp_path: Path
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(base_folder, data, tmp_path / "cut", observer=Recorder(fail_after=2))
     with pytest.raises(InvalidRun, match="pass --resume"):
@@ -345,12 +350,14 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed(base_folder: Path, d
         run(base_folder, data, tmp_path / "cut", resume=True, options=SeeOptions(rank=4, batch_size=4, seed=8))
 
 
-def test_a_trained_expert_is_not_overwritten(trained: tuple[Path, Recorder], base_folder: Path, data: SeeData) -> None:
+def test_a_trained_expert_is_not_overwritten(
+    trained: tuple[Path, Recorder], base_folder: Path, data: SelectionData
+) -> None:
     with pytest.raises(InvalidRun, match="already holds a trained expert"):
         run(base_folder, data, trained[0])
 
 
-def test_a_diverging_run_stops_and_keeps_its_checkpoint(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+def test_a_diverging_run_stops_and_keeps_its_checkpoint(base_folder: Path, data: SelectionData, tmp_path: Path) -> None:
     wild = SeeOptions(rank=4, learning_rate=1e30, batch_size=4, epochs=4)
     with pytest.raises(Diverged, match=r"in step \d+ of \d+.*lower --lr"):
         run(base_folder, data, tmp_path / "out", options=wild)
@@ -358,7 +365,9 @@ def test_a_diverging_run_stops_and_keeps_its_checkpoint(base_folder: Path, data:
     assert (tmp_path / "out" / "checkpoints" / "run.json").exists()
 
 
-def test_unknown_targets_are_refused_with_the_known_ones(base_folder: Path, data: SeeData, tmp_path: Path) -> None:
+def test_unknown_targets_are_refused_with_the_known_ones(
+    base_folder: Path, data: SelectionData, tmp_path: Path
+) -> None:
     with pytest.raises(InvalidRun, match=r"--targets z_proj: the base has down_proj, gate_proj"):
         run(base_folder, data, tmp_path / "out", options=SeeOptions(targets=("q_proj", "z_proj")))
     assert not (tmp_path / "out").exists()

@@ -21,7 +21,8 @@ from training.cli import default_cache
 from training.demo.task import Row
 from training.demo.tasks import TASKS, general_rows, rows
 from training.progress import TerminalProgress
-from training.see import About, SeeOptions, read_data, train_see
+from training.see import SeeOptions, train_see
+from training.selection import About, read_data
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _run(task: str, recipe: Recipe, seed: int, work: Path, *, base: str, cache: 
     with TerminalProgress(Console()) as progress:
         train_see(
             load_base(base, cache=cache),
-            read_data(own, negatives, held_out_own=None, held_out_negatives=None),
+            read_data(own, negatives, answers=True, held_out_own=None, held_out_negatives=None),
             options,
             about,
             out=work,
