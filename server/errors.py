@@ -108,7 +108,8 @@ class NotSelfSelecting(RelayError):
     def __init__(self, name: str) -> None:
         super().__init__(
             f"expert {name!r} has no accept/reject indicators, so it cannot choose its own queries: "
-            'name it with "expert", or register a version trained with `relay train see`',
+            'name it with "expert", register a version trained with `relay train see`, or give it a gate'
+            " with `relay train gate`",
             param="order",
         )
 
