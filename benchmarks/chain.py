@@ -4,7 +4,8 @@
     python -m benchmarks.chain --curve activated=1,8,64 --curve plain=1,8 --chain-window 64
 
 activated: woken by the generation prompt. late: woken by the indicators' first token. shortlist, late-shortlist: the
-same, where the eight experts whose profiles lie nearest are asked. plain: LoRA, each with a prefill of its own.
+same, where the eight experts whose profiles lie nearest are asked. plain: LoRA, each with a prefill of its own. gated:
+plain ones asked through a gate that wakes late; the winner's answer takes a prefill of its own.
 
 Starts a server of its own with random experts of the bundled base, all of them resident, and gives it a chain of each
 size in turn. Thresholds say who accepts: the last one, and nobody before; every answer is held against that. A request
@@ -52,7 +53,8 @@ RESULTS = Path(__file__).parent / "results" / "chain"
 ACCEPTS, REJECTS = 1e-9, 1 - 1e-9  # thresholds that a random expert's score is above, and below
 _TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 
-Pool = Literal["activated", "late", "plain"]
+Pool = Literal["activated", "late", "plain", "gated"]
+_GATE_RANK = 4
 _SHORTLIST = 8
 _SAMPLES = 4  # prompts an accepting expert's profile is made of
 
@@ -80,6 +82,7 @@ VARIANTS = {
     "shortlist": _shortlisted("activated"),
     "late": Variant("late", (1, 8, 64, 512)),
     "late-shortlist": _shortlisted("late"),
+    "gated": Variant("gated", (1, 8, 64)),
     "plain": Variant("plain", (1, 8, 16)),
 }
 
@@ -343,17 +346,19 @@ def _publish(store: Path, base: Base, chat: ChatFormat, given: argparse.Namespac
             publish_synthetic(
                 store,
                 base.spec,
-                Shape(given.rank, all_linears(base.spec), _invocation(pool, chat)),
+                _shape(pool, given.rank, all_linears(base.spec), chat),
                 drafts(pool, count),
                 profiles=_profiles(chain_order(pool, count), feature, chat, given),
                 on_published=lambda: progress.advance(task),
             )
 
 
-def _invocation(pool: Pool, chat: ChatFormat) -> tuple[int, ...] | None:
-    if pool == "late":
-        return chat.indicator_tokens(Indicators()).shared
-    return chat.generation_prompt if pool == "activated" else None
+def _shape(pool: Pool, rank: int, targets: tuple[str, ...], chat: ChatFormat) -> Shape:
+    late = chat.indicator_tokens(Indicators()).shared
+    if pool == "gated":
+        return Shape(rank, targets, gate=Shape(_GATE_RANK, targets, late))
+    invocation = {"activated": chat.generation_prompt, "late": late, "plain": None}[pool]
+    return Shape(rank, targets, invocation)
 
 
 def _profiles(
@@ -374,11 +379,12 @@ def _profiles(
 
 def _flags(given: argparse.Namespace) -> list[str]:
     """By default there are slots for every expert, and at least for a window."""
-    most = max(sum(pool_sizes(given.curves).values()), given.chain_window)
-    slots = given.expert_slots or most * -(-given.rank // SLOT_RANK)
-    sizes = ["--expert-slots", slots, "--max-rank", given.rank]
+    sizes = pool_sizes(given.curves)
+    most = max(sum(sizes.values()), given.chain_window)
+    slots = given.expert_slots or most * -(-given.rank // SLOT_RANK) + sizes.get("gated", 0)
+    room = ["--expert-slots", slots, "--max-rank", given.rank]
     windows = ["--chain-window", given.chain_window, "--plain-window", given.plain_window]
-    return [*map(str, [*sizes, *windows]), "--base", given.base, "--cache", str(given.cache), "--no-demo"]
+    return [*map(str, [*room, *windows]), "--base", given.base, "--cache", str(given.cache), "--no-demo"]
 
 
 def _curve(text: str) -> Curve:

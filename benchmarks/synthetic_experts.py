@@ -12,6 +12,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from expert_store import (
+    GATE_FOLDER,
     PROFILE_FILE,
     WEIGHTS_FILE,
     AdapterInfo,
@@ -28,11 +29,12 @@ _STRENGTH = 0.02  # small enough for finite logits, large enough to change them
 
 @dataclass(frozen=True)
 class Shape:
-    """What all experts of one kind have in common; `invocation_tokens` make them activated ones."""
+    """What all experts of one kind have in common; `invocation_tokens` make them activated ones, `gate` gives them one."""
 
     rank: int
     targets: tuple[str, ...]
     invocation_tokens: tuple[int, ...] | None = None
+    gate: "Shape | None" = None
 
 
 def all_linears(spec: BaseSpec) -> tuple[str, ...]:
@@ -58,6 +60,9 @@ def publish_synthetic(
     for seed, (name, draft) in enumerate(drafts.items()):
         with store.stage() as staged:
             write_synthetic(staged.folder, spec, shape, seed=seed)
+            if shape.gate is not None:
+                (staged.folder / GATE_FOLDER).mkdir()
+                write_synthetic(staged.folder / GATE_FOLDER, spec, shape.gate, seed=seed)
             if profiles is not None:
                 (staged.folder / PROFILE_FILE).write_bytes(profiles[name].to_bytes())
             info = info or inspect_adapter(staged.folder, spec, max_rank=shape.rank)  # the same for all of one shape
