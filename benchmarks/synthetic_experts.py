@@ -29,7 +29,7 @@ _STRENGTH = 0.02  # small enough for finite logits, large enough to change them
 
 @dataclass(frozen=True)
 class Shape:
-    """What all experts of one kind have in common; `invocation_tokens` make them activated ones, `gate` gives them one."""
+    """What all experts of one kind have in common; `invocation_tokens` make them activated, `gate` gives them one."""
 
     rank: int
     targets: tuple[str, ...]
