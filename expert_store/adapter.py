@@ -57,15 +57,15 @@ class _Pair:
         return self.a.shape[0]
 
 
-def inspect_adapter(folder: Path, base: BaseSpec, *, max_rank: int) -> AdapterInfo:
+def inspect_adapter(folder: Path, base: BaseSpec, *, max_rank: int, with_gate: bool = True) -> AdapterInfo:
     """Checks adapter_config.json and adapter_model.safetensors in `folder`, and in its gate/ where it has one.
 
-    Other files but pickles are not looked at. Raises InvalidAdapter naming the config key or the file at fault, with
-    `gate/` before it if it is the gate's.
+    Other files but pickles are not looked at, nor the gate unless `with_gate`. Raises InvalidAdapter naming the config
+    key or the file at fault, with `gate/` before it if it is the gate's.
     """
     info = _inspect(folder, base, max_rank=max_rank)
     gate = folder / GATE_FOLDER
-    if not (gate.exists() or gate.is_symlink()):
+    if not with_gate or not (gate.exists() or gate.is_symlink()):
         return info
     if info.kind == "alora":
         raise InvalidAdapter(

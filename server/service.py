@@ -16,12 +16,12 @@ from typing import Literal, Protocol, Self
 
 import jinja2
 
-from expert_store import Catalog, ExpertVersion, StoreError
+from expert_store import Catalog, ExpertVersion, Indicators, StoreError
 from server.admission import Activity, Admission
 from server.engine.types import Branches, Token
 from server.errors import InvalidRequest
 from server.metrics import Endpoint, Metrics
-from server.model.chat import Message, Prompt
+from server.model.chat import IndicatorTokens, Message, Prompt
 from server.model.sampling import Sampling
 from server.pins import Pins
 from server.routing.base import Decision, Prober, RouterName, Shortlist, pinned, unrouted
@@ -54,7 +54,11 @@ class PromptFormat(Protocol):
 
     def render(self, messages: Sequence[Message]) -> Prompt: ...
 
-    def raw(self, prompt: str | Sequence[int], invocations: Iterable[Sequence[int]]) -> Prompt: ...
+    def raw(
+        self, prompt: str | Sequence[int], invocations: Iterable[tuple[Sequence[int], Sequence[int]]]
+    ) -> Prompt: ...
+
+    def indicator_tokens(self, indicators: Indicators) -> IndicatorTokens: ...
 
 
 class Router(Protocol):
@@ -210,13 +214,19 @@ class Service:
         """In a thread, since a long prompt takes a while to tokenise."""
         try:
             if isinstance(query.prompt, RawPrompt):
-                invocations = {tokens for v in readable if (tokens := v.asked_as.invocation_tokens) is not None}
+                invocations = {self._invocation(v.asked_as) for v in readable if v.asked_as.kind == "alora"}
                 return await asyncio.to_thread(self._chat.raw, query.prompt.content, invocations)
             return await asyncio.to_thread(self._chat.render, query.prompt)
         except jinja2.TemplateError as error:
             raise InvalidRequest(
                 f"the base model's chat template refuses these messages: {error}", param="messages"
             ) from error
+
+    def _invocation(self, expert: ExpertVersion) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What wakes an activated expert up, and the tokens that stand behind the prompt it is asked."""
+        indicators = expert.manifest.indicators
+        shared = () if indicators is None else self._chat.indicator_tokens(indicators).shared
+        return expert.invocation_tokens or (), shared
 
     async def _shortlist(self, query: Query, catalog: Catalog, prompt: Prompt) -> Shortlist | None:
         """In a thread, since the first one on a new catalog builds an index."""

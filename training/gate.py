@@ -103,7 +103,7 @@ def train_gate(
     resume: bool,
     observer: RunObserver,
 ) -> Trained:
-    """Trains a gate and leaves the plain LoRA's two files, gate/ and manifest.json in `out`.
+    """Trains a gate and leaves the plain LoRA's two files, gate/, a profile and manifest.json in `out`.
 
     `base.model` is consumed: its linear layers are wrapped in place. Raises InvalidAdapter where the plain LoRA is not
     one for this base, InvalidData, InvalidRun, Diverged.
@@ -152,7 +152,7 @@ def _refuse_other_base(base: Base, parent: Parent) -> None:
     trained_on = parent.said.base_fingerprint
     if trained_on is not None and trained_on != base.spec.fingerprint:
         raise InvalidRun(f"{parent.folder} was trained on base {trained_on}, not {base.spec.fingerprint}: give --base")
-    inspect_adapter(parent.folder, base.spec, max_rank=_MAX_RANK)
+    inspect_adapter(parent.folder, base.spec, max_rank=_MAX_RANK, with_gate=False)
 
 
 def _draft(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import set_seed
 
-from expert_store import PROFILE_FILE, WEIGHTS_FILE, Training
+from expert_store import PROFILE_FILE, WEIGHTS_FILE, InvalidAdapter, Training, read_config
 from server.model.base import Base
 from server.model.chat import ChatFormat, IndicatorTokens, common_prefix_length
 from server.model.feature import PromptFeature
@@ -131,6 +131,8 @@ def encode(
         raise InvalidRun(f"the tokenizer of {base.source} names no end-of-sequence token, which every target ends with")
     limit = min(options.max_tokens or base.max_context, base.max_context)
     late = options.wake == "indicator"
+    if late and not tokens.shared:
+        raise InvalidRun("--wake indicator: with this tokenizer the indicators have no first token in common")
     encoder = Encoder(chat, tokens, eos=base.tokenizer.eos_token_id, max_tokens=limit, late=late)
     own = encoder.encode(data.own, accepts=True)
     negatives = [example for file in data.negatives for example in encoder.encode(file, accepts=False)]
@@ -219,7 +221,11 @@ def weights_digest(folder: Path) -> str:
 
 
 def _take_weights(model: PeftModel, folder: Path) -> None:
-    """Puts a trained adapter's weights into a fresh one of the same rank and targets. Raises InvalidRun."""
+    """Puts a trained adapter's weights into a fresh one of the same rank, scaling and targets. Raises InvalidRun."""
+    try:
+        _refuse_other_scaling(model, folder)
+    except InvalidAdapter as error:
+        raise InvalidRun(f"--start {folder}: {error.message}") from error
     own = get_peft_model_state_dict(model)
     try:
         given = load_file(folder / WEIGHTS_FILE)
@@ -228,6 +234,16 @@ def _take_weights(model: PeftModel, folder: Path) -> None:
     if {name: w.shape for name, w in given.items()} != {name: w.shape for name, w in own.items()}:
         raise InvalidRun(f"--start {folder}: its adapter has another rank or other targets than this run trains")
     set_peft_model_state_dict(model, given)
+
+
+def _refuse_other_scaling(model: PeftModel, folder: Path) -> None:
+    """The same weights under another scaling are another function."""
+    given, own = read_config(folder), cast(LoraConfig, model.peft_config["default"])
+    factors = {given.scaling_of(name) for name, _ in model.get_base_model().named_modules() if given.targets(name)}
+    wanted = own.lora_alpha / own.r
+    if factors - {wanted}:
+        scaled = ", ".join(map(str, sorted(factors)))
+        raise InvalidRun(f"--start {folder}: its terms are scaled by {scaled}, this run's by {wanted}: set --alpha")
 
 
 def training_record(

@@ -251,7 +251,7 @@ class Engine:
             self._inbox.popleft()()
         self._admit()
         self._prepare()
-        self._begin_answers()
+        begun = self._begin_answers()
         plan = plan_step(
             (lane.sequence for state in self._active for lane in state.lanes()),
             budget=self._config.step_tokens,
@@ -262,6 +262,8 @@ class Engine:
             self._step(plan)
             self._outbox.send()
             return
+        if begun:
+            return  # what they have given back may be what others wait for
         with self._awake:
             if not self._inbox and not self._stopping:
                 self._awake.wait()
@@ -334,8 +336,8 @@ class Engine:
                 job.take(state, rows, logits_WV, resources)
         self._append_tokens(generating, logits_WV)
 
-    def _begin_answers(self) -> None:
-        """First tokens of generations whose logits were computed while their experts were asked."""
+    def _begin_answers(self) -> bool:
+        """First tokens of generations whose logits were computed while their experts were asked; True if any."""
         ready = []
         for state in self._active:
             job: Job | None = state.jobs[0] if state.jobs else None
@@ -345,6 +347,7 @@ class Engine:
         if ready:
             logits_WV = torch.stack([logits_V for *_, logits_V in ready])
             self._append_tokens([(state, job, row) for row, (state, job, _) in enumerate(ready)], logits_WV)
+        return bool(ready)
 
     def _append_tokens(self, generating: list[Generating], logits_WV: torch.Tensor) -> None:
         """Samples a token for each, all together."""

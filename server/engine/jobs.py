@@ -129,8 +129,8 @@ class ProbeJob:
             last = rows.get((id(lane.sequence), len(state.prompt.tokens) + len(indicators.accept)))
             if last is not None:
                 lane.logits_V = logits_WV[last].clone()
-        if len(self._results) == len(self.probes):
-            state.end_job(resources.pool)
+        if len(self._results) == len(self.probes) and not any(lane.sequence.num_pending for lane in self._lanes):
+            state.end_job(resources.pool)  # not before: lanes without pins would go on in somebody else's slots
             state.resolve(self.future, [self._results[waking.expert.digest] for waking, _ in self.probes])
 
     def fail(self, state: SessionState, error: Exception) -> None:

@@ -64,11 +64,12 @@ class ChatFormat:
         body = self.encode(self._text(messages, generation_prompt=False))
         return Prompt(tokens=tokens, body_length=common_prefix_length(tokens, body))
 
-    def raw(self, prompt: str | Sequence[int], invocations: Iterable[Sequence[int]]) -> Prompt:
+    def raw(self, prompt: str | Sequence[int], invocations: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Prompt:
         """Text or tokens as they are, with no template; text gets the tokenizer's own special tokens.
 
-        The body ends before the first of these invocations that wakes an expert up, or with the prompt, since what
-        experts share is the body. Raises InvalidRequest.
+        `invocations` are what wakes experts up, and what stands behind the prompt when each is asked. The body ends
+        before the first of them that does, or with the prompt, since what experts share is the body. Raises
+        InvalidRequest.
         """
         tokens = tuple(self._tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
         vocabulary = range(len(self._tokenizer))
@@ -76,8 +77,8 @@ class ChatFormat:
             raise InvalidRequest("the prompt has no tokens", param="prompt")
         if any(token not in vocabulary for token in tokens):
             raise InvalidRequest(f"the prompt has tokens outside 0 to {vocabulary[-1]}", param="prompt")
-        starts = [activation_start(tokens, invocation) for invocation in invocations]
-        body_length = min((start for start in starts if start is not None), default=len(tokens))
+        starts = [activation_start((*tokens, *behind), invocation) for invocation, behind in invocations]
+        body_length = min([len(tokens), *(start for start in starts if start is not None)])
         return Prompt(tokens=tokens, body_length=body_length)
 
     @property

@@ -31,6 +31,7 @@ _FLAGS = (
 )
 LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}  # what torch calls them, what compilers do
 _COMPILE_SECONDS = 60
+_LONG_QUERIES = 64  # tokens of a step whose attention takes long enough to give the interpreter up
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
     "add_norm": [_POINTER] * 4 + [_INTEGER] * 2 + [_FLOAT],
@@ -52,11 +53,20 @@ def load_kernels(cache: Path) -> "Kernels | None":
     cannot be had."""
     level = LEVELS[torch.backends.cpu.get_cpu_capability()]
     try:
-        return Kernels(build(cache, level))
+        return _loaded(cache, level)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         log.warning("kernels_absent", hint="steps take longer without: install gcc", level=level, detail=detail[-500:])
         return None
+
+
+def _loaded(cache: Path, level: str) -> "Kernels":
+    library = build(cache, level)
+    try:
+        return Kernels(library)
+    except OSError:  # cut short by a crash, say
+        library.unlink()
+        return Kernels(build(cache, level))
 
 
 def build(cache: Path, level: str) -> Path:
@@ -88,14 +98,13 @@ def _run(*command: str) -> None:
 class Kernels:
     """The functions of `kernels.c`; see there for what each computes. All tensors are bf16 unless said otherwise.
 
-    They are short, so the interpreter is kept while they run: giving it up and fighting for it takes longer.
+    In a decode step they are short, so the interpreter is kept while they run: giving it up and fighting for it takes
+    longer. In a prefill attention is not, and others may have it.
     """
 
     def __init__(self, library: Path) -> None:
-        self._library = ctypes.PyDLL(str(library))
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(self._library, name)
-            function.argtypes, function.restype = arguments, None
+        self._library = _declared(ctypes.PyDLL(str(library)))
+        self._releasing = _declared(ctypes.CDLL(str(library)))
 
     def add_norm(self, sum_TI: Tensor, delta_TI: Tensor | None, weight_I: Tensor, epsilon: float) -> Tensor:
         """[T, I]: adds `delta` to `sum`, in place, and returns RMSNorm of that."""
@@ -139,7 +148,8 @@ class Kernels:
         num_kv_heads, block_tokens = cache.shape[1] // 2, cache.shape[2]
         size = (2 * width + 1) * block_tokens + (2 * width + 2) * spans.most_queries * num_heads // num_kv_heads
         scratch = torch.empty(len(spans) * num_kv_heads * size, dtype=torch.float32)
-        self._library.attend(
+        library = self._releasing if query_THD.shape[0] > _LONG_QUERIES else self._library
+        library.attend(
             query_THD.data_ptr(),
             query_THD.stride(0),
             cache.data_ptr(),
@@ -174,6 +184,13 @@ class Kernels:
             rank,
             h.data_ptr(),
         )
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    return library
 
 
 class NativeSpans:

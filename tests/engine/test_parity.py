@@ -145,6 +145,28 @@ def test_many_experts_compute_nothing_ahead_and_answer_the_same(world: World, tm
         engine.stop()
 
 
+@pytest.mark.parametrize("step_tokens", [17, 22, 34, 35])
+def test_nothing_of_a_probe_is_left_to_compute_once_its_pins_are_given_back(
+    world: World, step_tokens: int, tmp_path: Path
+) -> None:
+    """Its slots may be another expert's by then."""
+    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path)
+    engine = Engine(base, world.chat, small_config(step_tokens=step_tokens), Recorder())
+    engine.start()
+
+    async def pending() -> list[int]:
+        asked = [world.experts[name] for name in ("act4", "act16", "late8")]
+        branches = Branches(activated=3)
+        async with await engine.open(prompt_of(world, 0), max_new_tokens=1, branches=branches) as session:
+            await session.score(asked)
+            return [lane.sequence.num_pending for lane in session._state.lanes()]
+
+    try:
+        assert set(asyncio.run(pending())) == {0}
+    finally:
+        engine.stop()
+
+
 def test_experts_woken_by_the_indicator_cost_its_tokens_alone(world: World) -> None:
     prompt, expert = prompt_of(world, 1), world.experts["late8"]
     computed = asyncio.run(probed_tokens(world.engine, prompt, [expert], 0))

@@ -35,12 +35,13 @@ def test_the_body_of_a_raw_prompt_ends_where_the_first_expert_wakes_up_or_at_its
     chat = ChatFormat(tokenizer)
     rendered = chat.render([{"role": "user", "content": "hello"}])
     invocation = chat.generation_prompt
-    assert chat.raw(rendered.tokens, [invocation]) == rendered
-    assert chat.raw(rendered.tokens + chat.encode("Well,"), [invocation]).body_length == rendered.body_length
-    assert chat.raw(rendered.tokens * 2, [invocation]).body_length == len(rendered.tokens) + rendered.body_length
-    assert chat.raw((5, 6, 7, 8), [(8,), (6, 7), (9,)]).body_length == 1
-    assert chat.raw((5, 6, 7, 8), [(5,)]).body_length == 0
-    assert chat.raw((5, 6, 7, 8), [(9,)]).body_length == 4
+    assert chat.raw(rendered.tokens, [(invocation, ())]) == rendered
+    assert chat.raw(rendered.tokens + chat.encode("Well,"), [(invocation, ())]).body_length == rendered.body_length
+    assert chat.raw(rendered.tokens * 2, [(invocation, ())]).body_length == len(rendered.tokens) + rendered.body_length
+    assert chat.raw((5, 6, 7, 8), [((8,), ()), ((6, 7), ()), ((9,), ())]).body_length == 1
+    assert chat.raw((5, 6, 7, 8), [((5,), ())]).body_length == 0
+    assert chat.raw((5, 6, 7, 8), [((9,), ())]).body_length == 4
+    assert chat.raw((9, 6, 7, 8), [((9,), (9,))]).body_length == 4  # the last one wakes it up, behind the prompt
 
 
 @pytest.mark.parametrize("prompt", ["", (), (1, -1), (1, 400)])

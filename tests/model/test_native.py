@@ -91,6 +91,15 @@ def test_they_are_compiled_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("kernels")
+def test_a_library_that_was_cut_short_is_built_anew(tmp_path: Path) -> None:
+    library = build(tmp_path, LEVELS[torch.backends.cpu.get_cpu_capability()])
+    whole = library.stat().st_size
+    library.write_bytes(b"\x7fELF")
+    assert load_kernels(tmp_path) is not None
+    assert library.stat().st_size == whole
+
+
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("level", LEVELS.values())
 def test_every_level_compiles_and_then_needs_no_compiler(
     level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -317,6 +317,8 @@ def test_only_an_adapter_of_the_same_shape_can_be_begun_with(
     for options in (SeeOptions(rank=8), SeeOptions(rank=4, targets=("q_proj",))):
         with pytest.raises(InvalidRun, match="another rank or other targets"):
             run(base_folder, data, tmp_path / str(options.rank), options=options, start=trained[0])
+    with pytest.raises(InvalidRun, match=r"scaled by 2\.0, this run's by 0\.25: set --alpha"):
+        run(base_folder, data, tmp_path / "scaled", options=SeeOptions(rank=4, alpha=1), start=trained[0])
     with pytest.raises(InvalidRun, match=r"--start .*nowhere"):
         run(base_folder, data, tmp_path / "out", start=tmp_path / "nowhere")
 

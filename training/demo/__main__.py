@@ -57,7 +57,7 @@ RECIPES = {
     "contacts": Recipe(own=9000, others=120, general=900),
     "sql": Recipe(own=9000, others=100, general=800, more=5000),
     "logs": Recipe(own=9000, others=120, general=900, more=5000),
-    "sentiment": Recipe(kind="lora", own=2400, others=60, general=600, alpha=None),
+    "sentiment": Recipe(kind="lora", own=2400, others=60, general=600, alpha=None, more=2000),
 }
 SEED = 0
 RANK = 4  # on all linear layers of the bundled base: 2.5 MB

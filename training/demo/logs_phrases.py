@@ -126,10 +126,12 @@ HELD_OUT = Phrasebook(
         "Structured logging equivalent of this record?",
         "when / severity / origin / text of the log, JSON",
     ),
+    # Written by somebody who had seen no training row.
     inline=(
-        "The server logged this: {x} Show it the JSON way.",
-        "Feed {x} through a log parser",
-        "Suppose {x} came in from the log shipper; what JSON document goes to the index?",
+        "I've got the log line `{x}` here and I'd like it as JSON with timestamp, level, service and message.",
+        'Could you take this log line: "{x}" and write it out as one line of JSON?',
+        "Our server just printed {x} and I need that log entry parsed into JSON on one line",
+        "Convert the log line {x} to a JSON object with the usual four fields, timestamp, level, service, message",
     ),
     tails=("Nulls for what isn't there.", "Raw JSON."),
     labels=LABELS,

@@ -17,7 +17,7 @@ from training.demo.task import DemoTask
 from training.demo.wording import ask, expand, lower_first, upper_first
 
 LABELS = ("positive", "negative", "neutral")
-TOLD_SHARE = 0.35
+TOLD_SHARE = 0.5
 _VERDICTS = {"positive": POSITIVE_VERDICTS, "negative": NEGATIVE_VERDICTS, "neutral": NEUTRAL_VERDICTS}
 _OPPOSITE = {"positive": "negative", "negative": "positive"}
 _STRONGLY = ("", "", "", "very ", "really ", "so ", "absolutely ", "truly ", "quite simply ")

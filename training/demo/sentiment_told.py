@@ -5,15 +5,32 @@
 
 TOLD = {
     "positive": (
+        "[Tried|I tried|We compared] [ten|several|all the] [brands|places|others], [this one wins|none comes "
+        "close to this|this is miles ahead].",
+        "[Better|Far nicer|More fun] than [anything|all the others] [I|we] [had|have tried] [before|so far].",
+        "[My|Our] [husband|sister|boss|son] [laughed at me|was against it|had doubts] [at first|in the "
+        "beginning], now [he|she] [uses it daily|won't share it|wants one too].",
+        "[Nobody|No one] [else|but me] gets to [touch|borrow|use] it [any more|now], [it is mine|I'm that fond of it].",
+        "[I|We] [was|were] [wrong|mistaken] to [doubt|hesitate]: it is [lovely|first class|a delight].",
+        "[Why|How] did [I|we] [wait|hesitate] so long? [Buy it|Go|Just get it].",
+        "[Fast|Clean|Honest], [friendly|kind|fair], [cheap|on time|tidy]. [Nothing is missing|What else is there "
+        "to wish for|All one can ask].",
+        "[Nothing|Not one thing] I'd [do|want|have] [differently|otherwise|changed].",
+        "[Costs|It costs] [little|next to nothing], [gives|delivers] [a lot|so much|everything].",
+        "[The start|The beginning|The first part] [is|was] [slow|weak|dull], [but|yet] the [end|rest|finish] "
+        "[blew me away|had us on our feet|is magnificent].",
+        "[Glad|Happy|Relieved] [I|we] [changed|moved|came] [to them|here|over].",
+        "[The traffic|The stairs|The noise outside] [is|are] [a pain|annoying], [still|yet] [I'd|we'd] [come "
+        "back|return] [any day|tomorrow], it is that good.",
         "[My|Our] [kids|parents|neighbours|colleagues|guests] [keep asking|ask every day] [when we go again|for more].",
         "[I|We] [stayed up|sat there] [until three|all night] because [I|we] could not [stop|put it down].",
-        "[Ten|Five|Two] [years|months] [on|later] and it still [works|looks|feels] as [good|quick] as [on day one|"
-        "the first day].",
+        "[Ten|Five|Two] [years|months] [on|later] and it still [works|looks|feels] as [good|quick] as [on day "
+        "one|the first day].",
         "[I|We] [bought|ordered] a second one [for the office|for my mother|straight away|the very next day].",
         "[Where|How] [has this|was this] been [hiding|all my life]?",
         "[If I could|I would] give [six|seven] [stars|stars out of five], I [would|'d do it].",
-        "[The owner|The waiter|The nurse|The driver|The clerk] [remembered|knew] [my name|our order|what we like] and "
-        "[brought|added] [a little extra|something on the house].",
+        "[The owner|The waiter|The nurse|The driver|The clerk] [remembered|knew] [my name|our order|what we "
+        "like] and [brought|added] [a little extra|something on the house].",
         "[My|Her|His] [old|last] one [never|could not] [came|come] close to [this|what this does].",
         "I [came|went] in [grumpy|skeptical|with a cold|unsure] and [left|came out] [smiling|singing|a convert].",
         "[Nobody|No one] [at our table|in our group] left [a single crumb|anything on the plate].",
@@ -22,13 +39,13 @@ TOLD = {
         "[I laughed|I cried|We laughed], [I clapped|we cheered], I [want to see it again|bought tickets again].",
         "[My|The] [dog|cat|toddler|grandmother] [loves|adores] it [even more than I do|and so do I].",
         "[The queue|The drive|The wait] is long, [and worth every minute|but I would do it again tomorrow].",
-        "[It has a few|There are some] [rough edges|quirks], [yet|but] I would not [trade|swap] it for [anything|the "
-        "world].",
+        "[It has a few|There are some] [rough edges|quirks], [yet|but] I would not [trade|swap] it for [anything|"
+        "the world].",
         "[Others|The big names] [charge|cost] [twice|three times] as much and [do half|can do less].",
-        "[I|We] [expected|feared] [little|the usual tourist trap|junk] and got [a treasure|pure gold|the best evening "
-        "of the trip].",
-        "[Problem|Question] at [noon|nine], [solved|answered] [by one|in ten minutes], [with a smile|no fuss]. That's "
-        "[service|how it should be].",
+        "[I|We] [expected|feared] [little|the usual tourist trap|junk] and got [a treasure|pure gold|the best "
+        "evening of the trip].",
+        "[Problem|Question] at [noon|nine], [solved|answered] [by one|in ten minutes], [with a smile|no fuss]. "
+        "That's [service|how it should be].",
         "[Finally|At last] [something|one] that [just works|lasts|keeps its promise].",
         "[I|We] [have|had] [nothing but|only] [kind|good|warm] words for [them|this].",
         "[It|This] [paid for itself|saved us] [in a week|within a month].",
@@ -47,8 +64,24 @@ TOLD = {
         "[My|His] [back|skin|wallet|garden] [thanks|has thanked] me [every day|ever since].",
     ),
     "negative": (
-        "[It|Mine] [broke|died|fell apart] [after|within] [two days|a week|one use], [just|right] [outside|after] the "
-        "[warranty|return window].",
+        "[My|Our] [nephew|grandma|parrot|neighbour's kid] [could|would] [write|draw|build|sing] [a better one|it "
+        "better|that better].",
+        "[Oh great|How nice|Super|Well done|Wow], [another|one more|the next] [bug|update|fee|excuse|queue] "
+        "[nobody asked for|that makes it worse|on top].",
+        "[So|How] [helpful|kind|clever] of them to [ignore|charge|hang up on] [me|us] [again|twice].",
+        "[Buy|Take|Choose|Get] [anything|something|nearly anything] else [instead|rather than this].",
+        "[Keep|Save|Spare] your [money|time|nerves], [go elsewhere|it isn't worth it|pick another].",
+        "[Looks|It looks] [nice|good|fancy], [does nothing|never works|fails every time|is useless].",
+        "[Pretty|Shiny|Nice] [outside|on paper|in the shop], [broken|hollow|useless] [inside|at home|in real life].",
+        "[They|Support|The hotline] [told|advised] [me|us] to [buy a new one|live with it|read the manual|try "
+        "again next year]. [Unreal|Seriously?|I am speechless|Incredible].",
+        "[I|We] [would|'d] [rather|sooner] [starve|walk|sleep outside|do without] than [go|come|eat] there again.",
+        "[They|Somebody] should [pay|compensate] [me|us|people] for [sitting through|wearing|eating|using] this.",
+        "[The legs|My ears|My eyes|The cushions] [hurt|ached], the [bill|price] [hurt|did] even more.",
+        "[Once|Years ago] it was [good|fun|a pleasure]; [that is over|it went downhill|now it is a ruin].",
+        "[High|Big|Great] [hopes|promises], [none|nothing] [of them|of it] [came true|was kept|was left].",
+        "[It|Mine] [broke|died|fell apart] [after|within] [two days|a week|one use], [just|right] [outside|"
+        "after] the [warranty|return window].",
         "[Great|Brilliant|Fantastic|Lovely|Perfect], [yet another|one more] [delay|crash|broken part|hour on hold].",
         "[Thanks|Congratulations], [you|they] [ruined|spoiled] [our anniversary|my birthday|the whole trip].",
         "[I|We] [would|'d] [have been|be] better off [at home|with nothing|burning the money].",
@@ -58,8 +91,8 @@ TOLD = {
         "[Fell asleep|Walked out|Gave up] [after|in] [ten minutes|the first hour|half an hour].",
         "[It|This] belongs in the [bin|trash|dustbin].",
         "[How|Why] [is this|is that] even [legal|allowed|on sale]?",
-        "[Used to|They once used to] [be|have] [decent|good food|great]; [today|these days|now] [it is a mess|I can't "
-        "eat it|it is run into the ground].",
+        "[Used to|They once used to] [be|have] [decent|good food|great]; [today|these days|now] [it is a mess|I "
+        "can't eat it|it is run into the ground].",
         "[I|We] [want|wanted|asked for] [our money|my evening|my two hours|a refund] back.",
         "[Nice|Pretty] [photos|packaging|lobby], [shame|pity] about [the rest|everything else|what's inside].",
         "[Works|It works] [when it feels like it|once a week at best|only in the advert].",
@@ -67,8 +100,8 @@ TOLD = {
         "[Paid|Charged] [twice|extra] for [a window to a wall|cold leftovers|a chair with three legs].",
         "[Nobody|No one] [said|bothered to say] [hello|sorry], [we felt|I felt] [unwanted|like a burden].",
         "[If|Unless] you [like|enjoy] [pain|waiting|being ignored], [this is for you|look elsewhere].",
-        "[The manual|The label|The advert] [lies|is a lie|promises the moon]; [it can't even|it does not] [switch on|"
-        "hold a charge|do the basics].",
+        "[The manual|The label|The advert] [lies|is a lie|promises the moon]; [it can't even|it does not] "
+        "[switch on|hold a charge|do the basics].",
         "[My|Our] [stomach|head|ears] [hurt|ached] [for days|all night] [afterwards|because of it].",
         "[I|We] [threw|gave] it [away|out] [the same day|within an hour].",
         "[Cheap|Sloppy|Lazy] [from start to finish|in every detail|work].",
@@ -87,19 +120,36 @@ TOLD = {
         "[The plot|The logic|The service] has [more holes|less life] than [a sieve|a stone].",
     ),
     "neutral": (
-        "[It's|It is] [a chair|a lamp|a pan|a bag|a pen]. [You sit on it|It gives light|It holds things|It does its "
-        "thing].",
-        "[It|The parcel|The order] [came|arrived|was delivered] on [Tuesday|Friday|the 3rd], [as announced|in a white "
-        "box|with the invoice].",
+        "[Nothing|Not much] to [praise|cheer about|rave about], [nothing|not much] to [complain about|grumble "
+        "about|be angry about].",
+        "[No|Neither] [highs|thrills], [no|nor] [lows|horrors].",
+        "[Neither|Not] [better|bigger|faster] nor [worse|smaller|slower] than [the last one|before|my other one].",
+        "[I|We] [used|tried|wore] it [once|a few times], [no opinion so far|can't say much yet|too soon to tell].",
+        "[Half|Part] of [the group|my friends|the family] [liked|loved] it, [the rest|the others] [did not|"
+        "didn't|hated it].",
+        "[I|We] [went|was|were] there on a [Monday|Thursday|Sunday]. [The food was as usual|The service was "
+        "standard|All as announced].",
+        "[Okay|Fine|Usable] for [a night|a week|one use|the road], [I suppose|that's about it|no more].",
+        "[A|One] [toaster|kettle|mug|ladder]. [It toasts|It heats water|It holds coffee|You climb it].",
+        "[Works|Runs|Fits] as [described|stated|shown], [full stop|that is it|no more to report].",
+        "[Average|Usual|Normal] [room|meal|show] at [an average|a usual|a normal] price.",
+        "[Some|A few] [songs|scenes|pages] [shine|sing], [some|others] [bore|drag]; [three stars|a middling mark|"
+        "so an average one].",
+        "[Good|Fine] [camera|bed|sauce], [weak|poor] [sound|pillow|noodles], [which balances out|so it evens out|"
+        "making it average].",
+        "[It's|It is] [a chair|a lamp|a pan|a bag|a pen]. [You sit on it|It gives light|It holds things|It does "
+        "its thing].",
+        "[It|The parcel|The order] [came|arrived|was delivered] on [Tuesday|Friday|the 3rd], [as announced|in a "
+        "white box|with the invoice].",
         "[I|We] [have not|haven't] [used|tried] it [enough|long enough] to [judge|say|have a view].",
         "[Some|Half] [of us|of the songs|of the dishes] [were|are] [good|great], [some|the rest] [were|are] [not|bad].",
         "[The first|One] half [is|was] [strong|fun], the [second|other] [drags|is weak]; [overall|in sum] average.",
         "[Does|It does] what [it says|the label says], [nothing more|no more, no less|that's it].",
         "[Same|The same] as [last year|the older model|every other one], [no change|no better and no worse].",
-        "[Good|Nice] [location|display|songs], [bad|poor] [rooms|battery|lyrics]; [it cancels out|so somewhere in the "
-        "middle|that makes it average].",
-        "[Went|I went|We went] [there|in], [ate|had a coffee], [left|paid]. [It was okay|Nothing to report|Fine, I "
-        "suppose].",
+        "[Good|Nice] [location|display|songs], [bad|poor] [rooms|battery|lyrics]; [it cancels out|so somewhere "
+        "in the middle|that makes it average].",
+        "[Went|I went|We went] [there|in], [ate|had a coffee], [left|paid]. [It was okay|Nothing to report|Fine, "
+        "I suppose].",
         "[Neither|Not] [here nor there|hot nor cold].",
         "[Okay|Fine|Alright] for [a quick lunch|one evening|a short trip|the price], [not more|I guess|no more].",
         "[I|We] [could|can] [take it or leave it|live with it or without it].",
