@@ -29,7 +29,8 @@ from training.selection import About, read_data
 class Recipe:
     """How one demo expert is trained: its kind and how many rows of what.
 
-    `more` own rows, with the others in proportion, follow in a second run at a lower rate that starts from the first.
+    Runs over so many own rows each of `more`, with the others in proportion, follow: each starts from the one before
+    and learns at half its rate.
     """
 
     kind: Literal["alora", "lora"] = "alora"
@@ -38,26 +39,28 @@ class Recipe:
     general: int = 500
     alpha: float | None = 16.0
     learning_rate: float = 3e-3
-    more: int = 0
+    more: tuple[int, ...] = ()
 
-    def second(self) -> "Recipe":
-        share = self.more / self.own
+    def run(self, number: int) -> "Recipe":
+        """What the run of that number is: the first, or one of `more`."""
+        if number == 0:
+            return self
+        own = self.more[number - 1]
         return replace(
             self,
-            own=self.more,
-            others=round(self.others * share),
-            general=round(self.general * share),
-            learning_rate=self.learning_rate / 2,
-            more=0,
+            own=own,
+            others=round(self.others * own / self.own),
+            general=round(self.general * own / self.own),
+            learning_rate=self.learning_rate / 2**number,
         )
 
 
 RECIPES = {
     "dates": Recipe(own=4000, others=80, general=700),
     "contacts": Recipe(own=9000, others=120, general=900),
-    "sql": Recipe(own=9000, others=100, general=800, more=5000),
-    "logs": Recipe(own=9000, others=120, general=900, more=5000),
-    "sentiment": Recipe(kind="lora", own=2400, others=60, general=600, alpha=None, more=2000),
+    "sql": Recipe(own=9000, others=100, general=800, more=(5000,)),
+    "logs": Recipe(own=9000, others=120, general=900, more=(5000, 3000)),
+    "sentiment": Recipe(kind="lora", own=2400, others=60, general=600, alpha=None, more=(2000,)),
 }
 SEED = 0
 RANK = 4  # on all linear layers of the bundled base: 2.5 MB
@@ -66,9 +69,11 @@ BATCH_SIZE = 8
 
 def train_demo(task: str, recipe: Recipe, *, runs: Path, out: Path, base: str, cache: Path) -> None:
     """Trains in `runs`, resuming a run that was cut off there, then replaces `out/<task>`."""
-    result = _run(task, recipe, SEED, runs / task, base=base, cache=cache, start=None)
-    if recipe.more:
-        result = _run(task, recipe.second(), SEED + 1, runs / f"{task}-more", base=base, cache=cache, start=result)
+    result = None
+    for number in range(len(recipe.more) + 1):
+        work = runs / (f"{task}-{number}" if number else task)
+        result = _run(task, recipe.run(number), SEED + number, work, base=base, cache=cache, start=result)
+    assert result is not None, "there is a first run. This is a bug."
     folder = out / task
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*ADAPTER_FILES, MANIFEST_FILE):
