@@ -5,6 +5,7 @@ Knows blocks, segments and masks; nothing of sequences' owners, experts or sampl
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -82,10 +83,15 @@ class AttentionPlan:
 
     kv: PagedKV
     place_T: Tensor  # where a layer's [blocks * 2 K * C, D] holds head 0 of each token
-    place_TK: Tensor  # [T * 2 K]: the same for every head
     copies: tuple[Tensor, Tensor] | None  # rows of D numbers that are copied, and where to
     groups: Sequence["_Group | _NativeGroup"]
     long_segments: list["_LongSegment"]
+
+    @cached_property
+    def _place_TK(self) -> Tensor:
+        """[T * 2 K]: where every head of each token is held; kernels count for themselves."""
+        heads = torch.arange(2 * self.kv.num_kv_heads, device=self.kv.device) * self.kv.block_tokens
+        return (self.place_T[:, None] + heads).flatten()
 
     def attend(
         self,
@@ -101,7 +107,7 @@ class AttentionPlan:
         step's copies, then lets every segment attend to its own sequence."""
         cache = self.kv.layers[layer]
         # A NaN left in a block would reach its next owner through the unused tail: weight 0 times NaN is NaN.
-        cache.view(-1, cache.shape[-1]).index_copy_(0, self.place_TK, kv_TKD.flatten(0, 1).nan_to_num())
+        cache.view(-1, cache.shape[-1]).index_copy_(0, self._place_TK, kv_TKD.flatten(0, 1).nan_to_num())
         return self.read(layer, query_THD, scale=scale, window=window, softcap=softcap)
 
     def _copy(self, cache: Tensor) -> None:
@@ -137,8 +143,6 @@ def plan_attention(
     Between writing and reading, the first n tokens of block `source` are copied to `target` for each (source, target,
     n) of `copies`.
     """
-    place_T = _places(segments, kv)
-    heads = torch.arange(2 * kv.num_kv_heads, device=kv.device) * kv.block_tokens
     groups: list[_Group] | list[_NativeGroup]
     if kernels is None:
         short = [s for s in segments if s.num_queries <= _GROUPED_QUERIES]
@@ -149,8 +153,7 @@ def plan_attention(
         long = []
     return AttentionPlan(
         kv=kv,
-        place_T=place_T,
-        place_TK=(place_T[:, None] + heads).flatten(),
+        place_T=_places(segments, kv),
         copies=_copied_rows(copies, kv) if copies else None,
         groups=groups,
         long_segments=long,

@@ -1,6 +1,6 @@
 """Retrains the demo experts with the SEE recipe. Knows their data and settings; the recipe knows everything else.
 
-python -m training.demo --out expert_store/demo          all five, 20 to 40 minutes each on one core
+python -m training.demo --out expert_store/demo          all five, half an hour to two hours each on one core
 python -m training.demo --out expert_store/demo sql      one of them
 """
 
