@@ -11,7 +11,7 @@ from random import Random
 from training.demo import logs_phrases as words
 from training.demo import logs_words as invented
 from training.demo.task import DemoTask
-from training.demo.vocabulary import WORDS
+from training.demo.vocabulary import any_word
 from training.demo.wording import ask, fill
 
 KEYS = ("timestamp", "level", "service", "message")
@@ -89,7 +89,9 @@ _NO_LEVEL = (
 _ONLY_LEVEL = ("{v}: {m}", "[{v}] {m}", "level={v} msg={q}")
 _ONLY_TIME = ("{t} {m}", "[{t}] {m}", "time={t} msg={q}")
 INVENTED_SHARE = 0.75
-COPIED_SHARE = 0.5  # of the invented ones
+COPIED_SHARE = 0.7  # of the invented ones
+_JOINED = "[{t}] {s}.{v}: {m}"  # the level right behind the service: hard to learn from one layout in sixty
+_JOINED_SHARE = 0.05
 _LATER = {slot: f"{{{slot}}}" for slot in "nkfhui"}  # filled by `_message`
 _SHAPES = (_LAYOUTS, _NO_SERVICE, _NO_TIME, _NO_LEVEL, _ONLY_LEVEL, _ONLY_TIME)
 _WEIGHTS = (54, 10, 8, 8, 3, 3)
@@ -122,7 +124,7 @@ def _message(rng: Random, messages: tuple[str, ...]) -> str:
 
 def _copied_message(rng: Random) -> str:
     """Any words at all, with a number or a file among them."""
-    drawn = rng.sample(WORDS, rng.randrange(2, 6))
+    drawn = [any_word(rng) for _ in range(rng.randrange(2, 6))]
     if rng.random() < 0.4:
         drawn.insert(rng.randrange(len(drawn) + 1), rng.choice(("{n}", "{k}", "{k} ms", "{f}", "{h}", "{u}", "{i}")))
     text = " ".join(drawn)
@@ -143,7 +145,7 @@ def _invented_message(rng: Random) -> str:
 
 
 def _copied_service(rng: Random) -> str:
-    first, second = rng.sample(WORDS, 2)
+    first, second = any_word(rng), any_word(rng)
     camel = first.capitalize() + second.capitalize()
     return rng.choice((first, first, first, f"{first}-{second}", f"{first}.{second}", f"{first}_{second}", camel))
 
@@ -188,6 +190,8 @@ def _level(rng: Random) -> str:
 
 def _app_line(rng: Random, *, held_out: bool) -> tuple[str, dict[str, str]]:
     layout = rng.choice(rng.choices(_SHAPES, _WEIGHTS if held_out else _TRAIN_WEIGHTS)[0])
+    if not held_out and rng.random() < _JOINED_SHARE:
+        layout = _JOINED
     stamp = _moment(rng).strftime(rng.choice(_STAMPS)).replace("{ms}", f"{rng.randrange(1000):03d}")
     if "={t}" in layout:
         stamp = _moment(rng).strftime("%Y-%m-%dT%H:%M:%SZ")
