@@ -5,7 +5,8 @@
  * operations for is one function here, and keys, values and experts' terms are read where they lie. All sums are fp32.
  * `operations` holds the same functions in torch; tests hold the two against each other.
  *
- * bf16 numbers are the upper halves of fp32 numbers. Loops over a row are left to the compiler to vectorise.
+ * bf16 numbers are the upper halves of fp32 numbers. Loops over a row are left to the compiler to vectorise, but for those
+ * of experts' terms, which hold many sums at once.
  * Compiled with -fopenmp but not linked to an OpenMP library: the calls go to the one torch has loaded, so that there
  * is one team of threads (see server.threads).
  */
@@ -206,60 +207,134 @@ typedef struct {
     float *h;
 } Run;
 
+/* Vectors of as many numbers as a register holds. A pair of bf16 numbers is one 32-bit word; splitting words into their
+ * lower and upper numbers is cheaper than widening numbers in order, and sums do not care. */
+#ifdef __AVX512F__
+enum { VECTOR_BYTES = 64 };
+#else
+enum { VECTOR_BYTES = 32 };
+#endif
+enum { PAIRS = VECTOR_BYTES / 4, NUMBERS = 2 * PAIRS, TOKENS = 4, ROWS = 4, SPAN = 2 };
+typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES)));
+typedef float floats __attribute__((vector_size(VECTOR_BYTES)));
+
+static inline words load(const bf16 *from) {
+    words w;
+    memcpy(&w, from, sizeof w);
+    return w;
+}
+
+static inline floats lower(words w) { return (floats)(w << 16); }
+static inline floats upper(words w) { return (floats)(w & 0xffff0000u); }
+
+/* `narrow` of every number, in the upper halves. */
+static inline words rounded(floats x) {
+    words bits = (words)x, nan = (words)((bits & 0x7fffffffu) > 0x7f800000u);
+    return (((bits + 0x7fff + (bits >> 16 & 1)) & ~nan) | ((bits | 0x400000) & nan)) & 0xffff0000u;
+}
+
+static inline float total(floats x) {
+    float sum = 0;
+    for (int i = 0; i < PAIRS; i++) sum += x[i];
+    return sum;
+}
+
+/* h[t][r] = x[t] . a[r] for so many tokens and rows of width I; inlined for each pair of numbers. */
+static inline __attribute__((always_inline)) void project_block(const bf16 *x, const bf16 *a, int64_t I, float *h,
+                                                                int64_t h_stride, const int tokens, const int rows) {
+    floats sum[TOKENS][ROWS] = {0}, low[TOKENS], high[TOKENS];
+    int64_t i = 0;
+    for (; i + NUMBERS <= I; i += NUMBERS) {
+        for (int t = 0; t < tokens; t++) low[t] = lower(load(x + t * I + i)), high[t] = upper(load(x + t * I + i));
+        for (int r = 0; r < rows; r++) {
+            words w = load(a + r * I + i);
+            for (int t = 0; t < tokens; t++) sum[t][r] += low[t] * lower(w) + high[t] * upper(w);
+        }
+    }
+    for (int t = 0; t < tokens; t++)
+        for (int r = 0; r < rows; r++) {
+            float dot = total(sum[t][r]);
+            for (int64_t j = i; j < I; j++) dot += wide(x[t * I + j]) * wide(a[r * I + j]);
+            h[t * h_stride + r] = dot;
+        }
+}
+
 /* h = x A^T for the run's rows [low, high) of A, of which there are slots * terms. */
 static inline void project(const Run *run, const bf16 *x, const bf16 *a, int64_t I, int64_t terms, int64_t low,
                            int64_t high) {
-    for (int64_t t = 0; t < run->count; t++) {
+    int64_t stride = run->slots * terms;
+    for (int64_t t = 0; t < run->count;) {
+        int64_t left = run->count - t, step = left >= 4 ? 4 : left >= 2 ? 2 : 1;
         const bf16 *in = x + (run->start + t) * I;
-        float *h = run->h + t * run->slots * terms;
-        int64_t row = low;
-        for (; row + 4 <= high; row += 4) {
+        for (int64_t row = low; row < high;) {
             const bf16 *r = a + (run->slot * terms + row) * I;
-            float d0 = 0, d1 = 0, d2 = 0, d3 = 0;
-            for (int64_t i = 0; i < I; i++) {
-                float v = wide(in[i]);
-                d0 += v * wide(r[i]);
-                d1 += v * wide(r[I + i]);
-                d2 += v * wide(r[2 * I + i]);
-                d3 += v * wide(r[3 * I + i]);
+            float *h = run->h + t * stride + row;
+            if (row + ROWS > high) {
+                for (int64_t k = 0; k < step; k++) project_block(in + k * I, r, I, h + k * stride, stride, 1, 1);
+                row++;
+                continue;
             }
-            h[row] = d0, h[row + 1] = d1, h[row + 2] = d2, h[row + 3] = d3;
+            if (step == 4) project_block(in, r, I, h, stride, 4, ROWS);
+            else if (step == 2) project_block(in, r, I, h, stride, 2, ROWS);
+            else project_block(in, r, I, h, stride, 1, ROWS);
+            row += ROWS;
         }
-        for (; row < high; row++) {
-            const bf16 *r = a + (run->slot * terms + row) * I;
-            float dot = 0;
-            for (int64_t i = 0; i < I; i++) dot += wide(in[i]) * wide(r[i]);
-            h[row] = dot;
-        }
+        t += step;
     }
 }
 
-enum { CHUNK = 256 }; /* columns whose sums stay in the first cache */
+enum { CHUNK = 256 }; /* columns that a thread takes at a time where there are few runs */
+
+/* y[t] += h[t] B for so many tokens and `span` vectors of columns; row z of slot s of B at (s * rank + z) * width. */
+static inline __attribute__((always_inline)) void expand_block(const float *h, int64_t h_stride, bf16 *y,
+                                                               int64_t y_stride, const bf16 *b, int64_t width,
+                                                               int64_t slots, int64_t terms, int64_t rank,
+                                                               const int tokens, const int span) {
+    floats low[TOKENS][SPAN] = {0}, high[TOKENS][SPAN] = {0};
+    for (int64_t s = 0; s < slots; s++)
+        for (int64_t z = 0; z < rank; z++)
+            for (int n = 0; n < span; n++) {
+                words w = load(b + (s * rank + z) * width + n * NUMBERS);
+                for (int t = 0; t < tokens; t++) {
+                    float factor = h[t * h_stride + s * terms + z];
+                    low[t][n] += factor * lower(w);
+                    high[t][n] += factor * upper(w);
+                }
+            }
+    for (int t = 0; t < tokens; t++)
+        for (int n = 0; n < span; n++) {
+            bf16 *out = y + t * y_stride + n * NUMBERS;
+            words w = load(out);
+            w = rounded(upper(w) + high[t][n]) | rounded(lower(w) + low[t][n]) >> 16;
+            memcpy(out, &w, sizeof w);
+        }
+}
 
 /* y += h B for columns [low, high) of one part, which begins at column `edge` and is `width` wide; b [slots, rank, width]. */
 static inline void expand(const Run *run, bf16 *y, int64_t y_stride, const bf16 *b, int64_t edge, int64_t width,
                           int64_t part, int64_t terms, int64_t rank, int64_t low, int64_t high) {
-    for (int64_t from = low; from < high; from += CHUNK) {
-        int64_t num = high - from < CHUNK ? high - from : CHUNK;
-        for (int64_t t = 0; t < run->count; t++) {
-            float sum[CHUNK] = {0};
-            for (int64_t s = 0; s < run->slots; s++) {
-                const float *h = run->h + (t * run->slots + s) * terms + part * rank;
-                const bf16 *rows = b + (run->slot + s) * rank * width + from - edge;
-                int64_t z = 0;
-                for (; z + 4 <= rank; z += 4) {
-                    const bf16 *r = rows + z * width;
-                    float h0 = h[z], h1 = h[z + 1], h2 = h[z + 2], h3 = h[z + 3];
-                    for (int64_t i = 0; i < num; i++)
-                        sum[i] += h0 * wide(r[i]) + h1 * wide(r[width + i]) + h2 * wide(r[2 * width + i]) +
-                                  h3 * wide(r[3 * width + i]);
-                }
-                for (; z < rank; z++)
-                    for (int64_t i = 0; i < num; i++) sum[i] += h[z] * wide(rows[z * width + i]);
+    int64_t stride = run->slots * terms, slots = run->slots;
+    for (int64_t t = 0; t < run->count;) {
+        int64_t left = run->count - t, step = left >= 4 ? 4 : left >= 2 ? 2 : 1, from = low;
+        const float *h = run->h + t * stride + part * rank;
+        const bf16 *rows = b + run->slot * rank * width - edge;
+        bf16 *out = y + (run->start + t) * y_stride;
+#define EXPAND(tokens, span) \
+    expand_block(h, stride, out + from, y_stride, rows + from, width, slots, terms, rank, tokens, span)
+        for (; from + SPAN * NUMBERS <= high; from += SPAN * NUMBERS)
+            if (step == 4) EXPAND(4, SPAN);
+            else if (step == 2) EXPAND(2, SPAN);
+            else EXPAND(1, SPAN);
+#undef EXPAND
+        for (; from < high; from++)
+            for (int64_t k = 0; k < step; k++) {
+                float sum = wide(out[k * y_stride + from]);
+                for (int64_t s = 0; s < slots; s++)
+                    for (int64_t z = 0; z < rank; z++)
+                        sum += h[k * stride + s * terms + z] * wide(rows[(s * rank + z) * width + from]);
+                out[k * y_stride + from] = narrow(sum);
             }
-            bf16 *o = y + (run->start + t) * y_stride + from;
-            for (int64_t i = 0; i < num; i++) o[i] = narrow(wide(o[i]) + sum[i]);
-        }
+        t += step;
     }
 }
 

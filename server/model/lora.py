@@ -26,6 +26,7 @@ from server.model.native import Kernels, NativeParts, NativeRuns
 
 Slots = range  # adjacent slots of one expert
 _LONGEST_SHORT_RUN = 16  # tokens; from there on a product of its own costs less than the padding (2 CPU cores)
+_PIECE = 32  # tokens; the kernels cut longer runs into such
 _LONG_RUN = 64  # tokens; from there on the outputs are what costs, so they are added to in their own format
 _SPREAD = 3  # a span of slots up to this many times as wide as those in use is multiplied whole, without a copy
 
@@ -78,7 +79,7 @@ class LoraPlan:
     present: frozenset[int]  # first slots of the experts at work
     runs: Sequence[_Run]
     batches: Sequence[_Batch]
-    native: NativeRuns | None  # all short runs, where there are kernels; then there are no batches
+    native: NativeRuns | None  # all of them, where there are kernels; then there are no runs or batches here
 
 
 def plan_lora(slots_T: Sequence[Slots | None], *, device: torch.device, native: bool = False) -> LoraPlan | None:
@@ -91,11 +92,15 @@ def plan_lora(slots_T: Sequence[Slots | None], *, device: torch.device, native: 
         return None
     present = frozenset(run.slots.start for run in runs)
     if native:
-        long = [run for run in runs if run.stop - run.start >= _LONG_RUN]
-        table = [(r.start, r.stop, r.slots.start, r.slots.stop) for r in runs if r.stop - r.start < _LONG_RUN]
-        return LoraPlan(present, long, (), NativeRuns(table) if table else None)
+        return LoraPlan(present, (), (), NativeRuns([piece for run in runs for piece in _pieces(run)]))
     long, batches = _batched(runs, device)
     return LoraPlan(present, long, batches, None)
+
+
+def _pieces(run: _Run) -> Iterator[tuple[int, int, int, int]]:
+    """What one thread takes at a time of a run, with its slots."""
+    for start in range(run.start, run.stop, _PIECE):
+        yield start, min(start + _PIECE, run.stop), run.slots.start, run.slots.stop
 
 
 def _batched(runs: Sequence[_Run], device: torch.device) -> tuple[list[_Run], list[_Batch]]:
