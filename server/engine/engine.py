@@ -24,6 +24,7 @@ from server.engine.expert_pool import Access, ExpertPool
 from server.engine.host_cache import HostCache
 from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Rows, Waking
 from server.engine.kv_cache import BlockPool
+from server.engine.lately_chosen import LatelyChosen
 from server.engine.outbox import Outbox
 from server.engine.prefix import PrefixCache
 from server.engine.runner import Runner
@@ -47,8 +48,9 @@ class EngineConfig:
     """Sizes. `step_tokens` bounds one step's work; a slot is `slot_rank` rank-1 terms in every adapted layer.
 
     `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`). Compiled
-    kernels are kept in `kernel_cache` (None: torch does without). Up to `answer_ahead` experts asked together compute
-    what comes behind their accept strings as well: a few tokens each, against a step of its own for the one chosen.
+    kernels are kept in `kernel_cache` (None: torch does without). Of experts asked together up to `answer_ahead`, those
+    lately chosen where there are more, compute what comes behind their accept strings as well: a few tokens each,
+    against a step of its own for the one chosen.
     """
 
     kv_memory_bytes: int
@@ -91,6 +93,7 @@ class Engine:
             slot_rank=config.slot_rank,
             on_event=observer.on_pool_event,
         )
+        self._chosen = LatelyChosen(config.answer_ahead)
         self._inbox: deque[Callable[[], None]] = deque()
         self._outbox = Outbox()
         self._awake = threading.Condition()
@@ -295,8 +298,7 @@ class Engine:
             return access
 
     def _resources(self, access: Access = Access.NONE) -> Resources:
-        near_tokens, answer_ahead = self._config.step_tokens // 2, self._config.answer_ahead
-        return Resources(near_tokens, answer_ahead, self.blocks, self._prefix, self.pool, access)
+        return Resources(self._config.step_tokens // 2, self._chosen, self.blocks, self._prefix, self.pool, access)
 
     def _step(self, plan: StepPlan) -> None:
         started = time.perf_counter()

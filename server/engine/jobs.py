@@ -15,6 +15,7 @@ from torch import Tensor
 from expert_store import ExpertVersion
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool
+from server.engine.lately_chosen import LatelyChosen
 from server.engine.prefix import PrefixCache
 from server.engine.session_state import Lane, SessionState
 from server.engine.types import FinishReason, IndicatorLogits, Token
@@ -31,11 +32,11 @@ class Resources:
     """What jobs draw on, and how far the job's place in the line lets it go with the pool.
 
     `near_tokens`: a sequence that lacks no more tokens than these can be had in the next step, with others in it.
-    `answer_ahead`: so many experts that are asked together compute the logits of their first tokens as well.
+    `chosen`: those that are asked and among them compute the logits of their first tokens as well.
     """
 
     near_tokens: int
-    answer_ahead: int
+    chosen: LatelyChosen
     blocks: BlockPool
     prefix: PrefixCache
     pool: ExpertPool
@@ -91,8 +92,8 @@ def base_is_near(state: SessionState, num_tokens: int, resources: Resources) -> 
 class ProbeJob:
     """Indicator logits of several experts; their lanes stay open.
 
-    A few experts compute the whole accept string at once, so that whoever is chosen has its first token already; with
-    many, what the others compute in vain would take longer than a step.
+    A few experts compute the whole accept string at once, so that if one is chosen it has its first token already; all
+    where few are asked, else those lately chosen: what many compute in vain would take longer than a step.
     """
 
     future: "asyncio.Future[list[IndicatorLogits]]"
@@ -112,9 +113,9 @@ class ProbeJob:
         pinned = state.try_pin(experts, resources.pool, resources.access)
         if isinstance(pinned, Access):
             return pinned
-        ahead = len(self.probes) <= resources.answer_ahead
+        ahead = resources.chosen.among([expert.digest for expert in experts if expert.answers_after_accept])
         for (waking, indicators), slots in zip(self.probes, pinned, strict=True):
-            tail = indicators.accept if ahead and waking.expert.answers_after_accept else indicators.shared
+            tail = indicators.accept if waking.expert.digest in ahead else indicators.shared
             at = len(state.prompt.tokens) + indicators.shared_length
             self._lanes.append(open_expert_lane(state, waking, slots, tail, resources, decides_at=at))
         return resources.access
@@ -262,6 +263,7 @@ class GenerateJob:
         held.sequence.tokens = [*state.prompt.tokens, *self.accept]
         held.sequence.slots = pinned[0]  # its slots may have changed hands since it was asked
         held.sequence.decides_at = None
+        resources.chosen.note(waking.expert.digest)
         if held.logits_V is None and held.sequence.num_pending == 0:
             held.sequence.computed -= 1  # its logits were not kept, so its last token runs once more
         return held

@@ -83,7 +83,7 @@ class AttentionPlan:
 
     kv: PagedKV
     place_T: Tensor  # where a layer's [blocks * 2 K * C, D] holds head 0 of each token
-    copies: tuple[Tensor, Tensor] | None  # rows of D numbers that are copied, and where to
+    copies: "_Copies | _NativeCopies | None"
     groups: Sequence["_Group | _NativeGroup"]
     long_segments: list["_LongSegment"]
 
@@ -110,17 +110,12 @@ class AttentionPlan:
         cache.view(-1, cache.shape[-1]).index_copy_(0, self._place_TK, kv_TKD.flatten(0, 1).nan_to_num())
         return self.read(layer, query_THD, scale=scale, window=window, softcap=softcap)
 
-    def _copy(self, cache: Tensor) -> None:
-        if self.copies is not None:
-            rows = cache.view(-1, cache.shape[-1])
-            source, target = self.copies
-            rows.index_copy_(0, target, rows.index_select(0, source))
-
     def read(
         self, layer: int, query_THD: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None
     ) -> Tensor:
         """[T, H, D]: as `attend`, for a step whose keys and values have been written."""
-        self._copy(self.kv.layers[layer])
+        if self.copies is not None:
+            self.copies.make(self.kv.layers[layer])
         call = _Call(query_THD, self.kv.layers[layer], scale, window, softcap)
         output_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
         for group in self.groups:
@@ -154,7 +149,7 @@ def plan_attention(
     return AttentionPlan(
         kv=kv,
         place_T=_places(segments, kv),
-        copies=_copied_rows(copies, kv) if copies else None,
+        copies=_planned(copies, kv, kernels) if copies else None,
         groups=groups,
         long_segments=long,
     )
@@ -170,12 +165,35 @@ def _pieces(span: SegmentSpan) -> list[SegmentSpan]:
     ]
 
 
-def _copied_rows(copies: Sequence[tuple[int, int, int]], kv: PagedKV) -> tuple[Tensor, Tensor]:
-    first = torch.arange(2 * kv.num_kv_heads, device=kv.device)[:, None] * kv.block_tokens  # of each head in a block
-    size = 2 * kv.num_kv_heads * kv.block_tokens
-    offsets = {n: (first + torch.arange(n, device=kv.device)).flatten() for n in {n for *_, n in copies}}
-    sources, targets = ([offsets[c[2]] + c[end] * size for c in copies] for end in (0, 1))
-    return torch.cat(sources), torch.cat(targets)
+def _planned(copies: Sequence[tuple[int, int, int]], kv: PagedKV, kernels: Kernels | None) -> "_Copies | _NativeCopies":
+    return _Copies(copies, kv) if kernels is None else _NativeCopies(copies, kernels)
+
+
+class _Copies:
+    """The first n tokens of some blocks, put into others."""
+
+    def __init__(self, copies: Sequence[tuple[int, int, int]], kv: PagedKV) -> None:
+        first = (
+            torch.arange(2 * kv.num_kv_heads, device=kv.device)[:, None] * kv.block_tokens
+        )  # of each head in a block
+        size = 2 * kv.num_kv_heads * kv.block_tokens
+        offsets = {n: (first + torch.arange(n, device=kv.device)).flatten() for n in {n for *_, n in copies}}
+        self._source, self._target = (torch.cat([offsets[c[2]] + c[end] * size for c in copies]) for end in (0, 1))
+
+    def make(self, cache: Tensor) -> None:
+        rows = cache.view(-1, cache.shape[-1])
+        rows.index_copy_(0, self._target, rows.index_select(0, self._source))
+
+
+class _NativeCopies:
+    """The same in one pass."""
+
+    def __init__(self, copies: Sequence[tuple[int, int, int]], kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._copies = torch.tensor(copies)
+
+    def make(self, cache: Tensor) -> None:
+        self._kernels.copy_tokens(cache, self._copies)
 
 
 def _places(segments: Sequence[SegmentSpan], kv: PagedKV) -> Tensor:

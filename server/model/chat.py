@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ from server.errors import InvalidRequest, UnusableIndicators
 
 Message = dict[str, str]
 MAX_INDICATOR_TOKENS = 16
+_KNOWN_INDICATORS = 256  # pairs whose tokens are kept: most experts of a pool use the same one
 
 # For base models whose tokenizer brings no chat template.
 PLAIN_TEMPLATE = (
@@ -57,6 +59,7 @@ class ChatFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, template: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._template = template or tokenizer.chat_template or PLAIN_TEMPLATE
+        self._indicator_tokens = lru_cache(_KNOWN_INDICATORS)(self._encode_indicators)
 
     def render(self, messages: Sequence[Message]) -> Prompt:
         """Tokens of the conversation with the generation prompt behind it."""
@@ -101,6 +104,9 @@ class ChatFormat:
 
     def indicator_tokens(self, indicators: Indicators) -> IndicatorTokens:
         """Raises UnusableIndicators where the tokenizer cannot tell them apart."""
+        return self._indicator_tokens(indicators)
+
+    def _encode_indicators(self, indicators: Indicators) -> IndicatorTokens:
         tokens = IndicatorTokens(accept=self.encode(indicators.accept), reject=self.encode(indicators.reject))
         lengths = (len(tokens.accept), len(tokens.reject))
         if tokens.shared_length in lengths:

@@ -105,6 +105,17 @@ void rotate_and_store(bf16 *qkv, const float *cos, const float *sin, bf16 *cache
     }
 }
 
+/* The first n tokens of every head of block `source` also in block `target`, for each (source, target, n) of `copies`;
+ * a block holds `heads` times [block_tokens, D] numbers. */
+void copy_tokens(bf16 *cache, const int64_t *copies, int64_t num, int64_t heads, int64_t block_tokens, int64_t D) {
+    for (int64_t i = 0; i < num; i++) {
+        const bf16 *from = cache + copies[3 * i] * heads * block_tokens * D;
+        bf16 *to = cache + copies[3 * i + 1] * heads * block_tokens * D;
+        for (int64_t h = 0; h < heads; h++)
+            memcpy(to + h * block_tokens * D, from + h * block_tokens * D, (size_t)(copies[3 * i + 2] * D) * sizeof *to);
+    }
+}
+
 /* Where `attend` finds things; see there. */
 typedef struct {
     const bf16 *query, *cache;

@@ -37,6 +37,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "add_norm": [_POINTER] * 4 + [_INTEGER] * 2 + [_FLOAT],
     "swiglu": [_POINTER] * 2 + [_INTEGER] * 2,
     "rotate_and_store": [_POINTER] * 5 + [_INTEGER] * 6,
+    "copy_tokens": [_POINTER] * 2 + [_INTEGER] * 4,
     "attend": [_POINTER, _INTEGER] + [_POINTER] * 7 + [_INTEGER] * 5 + [_FLOAT, _INTEGER, _POINTER, _INTEGER],
     "add_terms": [_POINTER, _INTEGER, _POINTER, _INTEGER] + [_POINTER] * 4 + [_INTEGER] * 3 + [_POINTER],
 }
@@ -133,6 +134,11 @@ class Kernels:
         self._library.rotate_and_store(
             *pointers, tokens, heads, num_rotated, cache.shape[1] // 2, width, cache.shape[2]
         )
+
+    def copy_tokens(self, cache: Tensor, copies: Tensor) -> None:
+        """The first n tokens of block `source` of a layer's cache [blocks, 2 K, C, D] also in `target`, for each
+        (source, target, n) of `copies`, int64."""
+        self._library.copy_tokens(cache.data_ptr(), copies.data_ptr(), len(copies), *cache.shape[1:])
 
     def attend(
         self,

@@ -121,7 +121,9 @@ def test_computed_tokens_show_one_prefill_for_all_activated_experts(world: World
     assert computed == prompt.body_length + len(asked) * suffix + answer_tokens
 
 
-def test_many_experts_compute_nothing_ahead_and_answer_the_same(world: World, tmp_path: Path) -> None:
+def test_of_many_experts_only_those_lately_chosen_compute_ahead_and_all_answer_the_same(
+    world: World, tmp_path: Path
+) -> None:
     base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path)
     engine = Engine(base, world.chat, replace(small_config(), answer_ahead=2), Recorder())
     engine.start()
@@ -131,6 +133,11 @@ def test_many_experts_compute_nothing_ahead_and_answer_the_same(world: World, tm
     accept = len(tiny.forced(world.chat, asked[0]))
     generation_prompt = len(prompt.tokens) - prompt.body_length
 
+    async def ahead() -> list[bool]:
+        async with await engine.open(prompt, max_new_tokens=1, branches=Branches(activated=3)) as session:
+            await session.score(asked)
+            return [session._state.asked[expert.digest].logits_V is not None for expert in asked]
+
     async def chosen() -> list[int]:
         async with await engine.open(prompt, max_new_tokens=COUNT, branches=Branches(activated=3)) as session:
             await session.score(asked)
@@ -139,6 +146,7 @@ def test_many_experts_compute_nothing_ahead_and_answer_the_same(world: World, tm
 
     try:
         computed = asyncio.run(probed_tokens(engine, prompt, asked, COUNT))
+        assert asyncio.run(ahead()) == [True, False, False]
         assert computed == len(prompt.tokens) + 2 * generation_prompt + 3 * shared + (accept - shared) + COUNT - 1
         assert asyncio.run(chosen()) == asyncio.run(answer(world.engine, prompt, asked[1]))
     finally:

@@ -76,6 +76,15 @@ def test_nothing_but_numbers_is_stored(kernels: Kernels) -> None:
     torch.testing.assert_close(cache[0, 1, 0], values.nan_to_num(), rtol=0, atol=0)
 
 
+def test_copied_tokens_are_those_of_every_head_and_no_others(kernels: Kernels) -> None:
+    cache = random(6, 4, 8, 16)
+    expected = cache.clone()
+    for source, target, num_tokens in ((0, 3, 5), (0, 5, 8), (2, 1, 0)):
+        expected[target, :, :num_tokens] = expected[source, :, :num_tokens]
+    kernels.copy_tokens(cache, torch.tensor([(0, 3, 5), (0, 5, 8), (2, 1, 0)]))
+    torch.testing.assert_close(cache, expected, rtol=0, atol=0)
+
+
 def test_they_are_for_bf16_on_a_processor() -> None:
     assert not applies_to(torch.empty(1))
     assert not applies_to(torch.empty(1, dtype=torch.bfloat16, device="meta"))
