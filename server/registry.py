@@ -4,13 +4,12 @@ A registration is checked in full before anything is published, and a deleted ve
 may read them.
 """
 
-import asyncio
 import math
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import structlog
 
@@ -37,13 +36,13 @@ from expert_store import (
     inspect_adapter,
     read_profile,
 )
+from server.background import begin_in_background, in_background
 from server.errors import ExpertTooLarge, RegistrationsBusy, RelayError
 from server.metrics import Metrics, RegistrationOutcome
 from server.model.chat import ChatFormat, Prompt, activation_start
 from server.pins import Pins
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 MAX_RUNNING_REGISTRATIONS = 4
 _RETRY_AFTER_SECONDS = 5
@@ -54,6 +53,8 @@ class EffectEngine(Protocol):
     """The seam to the engine; `server.engine.Engine` in production."""
 
     async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float: ...
+
+    def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None: ...
 
 
 class ProfileFeature(Protocol):
@@ -161,17 +162,19 @@ class Registry:
         if wanted is None:
             raise InvalidManifest("name", "the expert needs a name: give the field name, or one in the manifest")
         check_name(wanted)
-        info = await _in_thread(lambda: inspect_adapter(staged.folder, self._spec, max_rank=self._max_rank))
+        info = await in_background(lambda: inspect_adapter(staged.folder, self._spec, max_rank=self._max_rank))
         checks = _inspected(info)
-        candidate = await _in_thread(lambda: _candidate(staged, draft, info, wanted))
+        candidate = await in_background(lambda: _candidate(staged, draft, info, wanted))
         parts = _parts(candidate)
         checks.extend(self._check_size(part) for part in parts)
         checks.append(self._check_base(draft))
-        checks.append(await _in_thread(lambda: self._provide_profile(staged, draft)))
+        checks.append(await in_background(lambda: self._provide_profile(staged, draft)))
         checks.extend(self._check_selection(parts[-1]))
         for part in parts:
             checks.append(await self._check_effect(part))
-        version = await _in_thread(lambda: self._store.publish(staged, draft, info, name=wanted, activate=activate))
+        version = await in_background(lambda: self._store.publish(staged, draft, info, name=wanted, activate=activate))
+        for part, published in zip(parts, _parts(version), strict=True):
+            self._engine.adopt(part.version, published.version)
         log.info("registered", expert=version.ref, kind=version.kind, rank=version.rank, digest=version.digest)
         return Registration(version, tuple(checks), self._store.catalog.generation)
 
@@ -181,7 +184,7 @@ class Registry:
         Raises UnknownExpert, UnknownVersion, VersionInUse.
         """
         doomed = self._store.catalog.resolve(f"{name}@{version}")
-        catalog = await _in_thread(lambda: self._store.delete_version(name, version, keep_files=True))
+        catalog = await in_background(lambda: self._store.delete_version(name, version, keep_files=True))
         self._pins.delete(doomed)
         if name not in catalog.experts:
             self._metrics.forget(name)
@@ -190,20 +193,20 @@ class Registry:
 
     async def set_alias(self, name: str, alias: str, version: int) -> Catalog:
         """Raises InvalidName, UnknownExpert, UnknownVersion."""
-        catalog = await _in_thread(lambda: self._store.set_alias(name, alias, version))
+        catalog = await in_background(lambda: self._store.set_alias(name, alias, version))
         log.info("alias_set", expert=name, alias=alias, version=version)
         return catalog
 
     async def remove_alias(self, name: str, alias: str) -> Catalog:
         """Raises UnknownExpert, UnknownAlias."""
-        catalog = await _in_thread(lambda: self._store.remove_alias(name, alias))
+        catalog = await in_background(lambda: self._store.remove_alias(name, alias))
         log.info("alias_removed", expert=name, alias=alias)
         return catalog
 
     async def set_chain(self, order: tuple[str, ...], *, expected_generation: int | None) -> Catalog:
         """Raises UnknownExpert, InvalidChain, GenerationConflict."""
         try:
-            catalog = await _in_thread(lambda: self._store.set_chain(order, expected_generation))
+            catalog = await in_background(lambda: self._store.set_chain(order, expected_generation))
         except UnknownExpert as error:
             error.field = "order"
             raise
@@ -324,18 +327,18 @@ def _parts(candidate: ExpertVersion) -> list[_Part]:
 async def _staged(store: ExpertStore) -> AsyncIterator[Staged]:
     """The store's staging folder; entering and leaving wait for its lock, so both are done in threads."""
     staging = store.stage()
-    staged = await _in_thread(staging.__enter__)
+    staged = await in_background(staging.__enter__)
     try:
         yield staged
     finally:
-        await _in_thread(lambda: staging.__exit__(None, None, None))
+        await in_background(lambda: staging.__exit__(None, None, None))
 
 
 def discard_in_background(store: ExpertStore) -> Callable[[ExpertVersion], None]:
     """What `Pins` calls: removes a deleted version's files without holding up the event loop."""
 
     def discard(version: ExpertVersion) -> None:
-        asyncio.get_running_loop().run_in_executor(None, _discard, store, version)
+        begin_in_background(lambda: _discard(store, version))
 
     return discard
 
@@ -361,13 +364,3 @@ def _candidate(staged: Staged, draft: ManifestDraft, info: AdapterInfo, name: st
 def _no_profile(reason: str) -> InvalidAdapter:
     way_out = "train the expert anew on this server's base and version, or leave the file out and give samples"
     return InvalidAdapter(PROFILE_FILE, f"{PROFILE_FILE}: {reason}: {way_out}")
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Runs `work` in a thread and stays until it has ended, even when cancelled: it may be moving files."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

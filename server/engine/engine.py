@@ -153,8 +153,12 @@ class Engine:
     async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float:
         """The largest change the expert makes to a logit at the end of the prompt; NaN if its logits are not finite."""
         async with await self.open(prompt, max_new_tokens=1, branches=Branches(plain=2)) as session:
-            base, changed = await session.logits(None), await session.logits(expert)
+            base, changed = await session.logits(expert)
         return float((changed - base).abs().max())
+
+    def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None:
+        """A candidate has been published as this version: what is in memory of it needs not be read again."""
+        self._post(lambda: self.pool.adopt(candidate, version))
 
     def check_integrity(self) -> None:
         """Asserts that nothing leaks. Only for a stopped engine or one without sessions."""
@@ -454,10 +458,9 @@ class Session:
         self._engine.submit(self._state, job)
         return await job.future
 
-    async def logits(self, expert: ExpertVersion | None) -> torch.Tensor:
-        """[V] fp32 logits at the end of the prompt, with no indicator behind it."""
-        waking = None if expert is None else Waking.of(expert, self.prompt, ())
-        job = LogitsJob(self._future(), waking)
+    async def logits(self, expert: ExpertVersion) -> tuple[torch.Tensor, torch.Tensor]:
+        """[V] fp32 logits at the end of the prompt, with no indicator behind it: the base's, and through the expert."""
+        job = LogitsJob(self._future(), Waking.of(expert, self.prompt, ()))
         self._engine.submit(self._state, job)
         return await job.future
 

@@ -116,6 +116,15 @@ class ExpertPool:
             if expert.digest not in self._residents:
                 self.host.start(expert, keep=self.host.digests)
 
+    def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None:
+        """From now on the candidate is this version: the same bytes under another digest. Nothing pins it any more."""
+        self.host.adopt(candidate, version)
+        resident = self._residents.pop(candidate.digest, None)
+        if resident is not None:
+            assert resident.num_pins == 0, "a candidate was published while it was in use. This is a bug."
+            self._residents[version.digest] = _Resident(version, resident.slots)
+            self._slots = [version.digest if owner == candidate.digest else owner for owner in self._slots]
+
     def unpin(self, expert: ExpertVersion) -> None:
         resident = self._residents[expert.digest]
         assert resident.num_pins > 0, "an expert was unpinned more often than pinned. This is a bug."

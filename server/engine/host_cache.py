@@ -92,6 +92,12 @@ class HostCache:
         self._entries.move_to_end(expert.digest)
         return taken
 
+    def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None:
+        """The bytes of the candidate, if they are here, are those of this version from now on."""
+        entry = self._entries.pop(candidate.digest, None)
+        if entry is not None:
+            self._entries[version.digest] = entry
+
     def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)
 

@@ -140,34 +140,38 @@ class ProbeJob:
 
 @dataclass(eq=False)
 class LogitsJob:
-    """All logits at the end of the prompt, through one expert or the base; nothing stays open."""
+    """All logits at the end of the prompt, of the base and through one expert; nothing stays open.
 
-    future: "asyncio.Future[Tensor]"
-    waking: Waking | None
-    _lane: Lane | None = None
+    The base waits for the expert's files, so that both are in the same step.
+    """
+
+    future: "asyncio.Future[tuple[Tensor, Tensor]]"
+    waking: Waking
+    _lanes: list[Lane] = field(default_factory=list)
+    _rows: dict[int, Tensor] = field(default_factory=dict)
 
     def prepare(self, state: SessionState, resources: Resources) -> Access:
-        """Opens the lane; returns what those behind may do."""
-        if self._lane is not None:
-            return resources.access
-        if self.waking is None:
-            self._lane = state.open_base(state.prompt.tokens, resources.prefix, wants_logits=True)
+        """Opens the lanes; returns what those behind may do."""
+        if self._lanes:
             return resources.access
         pinned = state.try_pin([self.waking.expert], resources.pool, resources.access)
         if isinstance(pinned, Access):
             return pinned
-        tokens = list(state.prompt.tokens)
-        self._lane = state.open_lane(self.waking.expert, pinned[0], self.waking.start, tokens, resources.prefix)
+        base = state.open_base(state.prompt.tokens, resources.prefix, wants_logits=True)
+        self._lanes = [base, open_expert_lane(state, self.waking, pinned[0], (), resources)]
         return resources.access
 
     def take(self, state: SessionState, rows: Rows, logits_WV: Tensor, resources: Resources) -> None:
-        """Answers once the lane has come to its end."""
-        sequence = self._lane.sequence if self._lane is not None else None
-        row = None if sequence is None else rows.get((id(sequence), len(sequence.tokens)))
-        if row is not None and self._lane is not None:
+        """Answers once both lanes have come to their end."""
+        for index, lane in enumerate(self._lanes):
+            row = rows.get((id(lane.sequence), len(lane.sequence.tokens)))
+            if row is not None:
+                self._rows[index] = logits_WV[row].float().cpu()
+        if len(self._rows) == 2:
             state.end_job(resources.pool)
-            state.drop(self._lane, resources.blocks)
-            state.resolve(self.future, logits_WV[row].float().cpu())
+            for lane in self._lanes:
+                state.drop(lane, resources.blocks)
+            state.resolve(self.future, (self._rows[0], self._rows[1]))
 
     def fail(self, state: SessionState, error: Exception) -> None:
         state.reject(self.future, error)

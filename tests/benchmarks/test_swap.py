@@ -223,13 +223,14 @@ def test_a_server_on_a_tiny_base_is_measured_and_everything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tiny.write_base(tmp_path / "base")
-    where = ["--base", str(base), "--cache", str(tmp_path / "cache"), "--label", "tiny"]
+    where = ["--base", str(base), "--cache", str(tmp_path / "cache"), "--label", "tiny", "--dtype", "fp32"]
     sizes = ["--registrations", "2", "--seconds", "2", "--period", "0.3", "--concurrency", "3", "--rank", "2"]
     work = ["--adapters", "2", "--prompts", "2", "--prompt-words", "4", "--max-tokens", "6"]
     assert main([*where, *sizes, *work], results=tmp_path) == 0
     printed = capsys.readouterr().out
     assert "2 registrations of rank 2" in printed
     assert "inter-token p95" in printed
+    assert "changed texts" in printed
     result = json.loads((tmp_path / "tiny.json").read_text())
     assert [one["registered"] < one["routable"] for one in result["registrations"]["each"]] == [True, True]
     assert result["swaps"]

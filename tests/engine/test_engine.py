@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,17 @@ def test_measured_effect_tells_an_expert_from_a_no_op(world: World) -> None:
     awake = Prompt(tokens=(*prompt.tokens, *shared), body_length=prompt.body_length)  # whatever wakes an expert up
     effects = [asyncio.run(world.engine.measure_effect(world.experts[name], awake)) for name in ADAPTERS]
     assert min(effects) > 0.05
+
+
+def test_a_candidate_that_was_measured_is_not_read_again_once_it_is_published(world: World) -> None:
+    version = world.experts["plain8"]
+    candidate = replace(version, digest="candidate:1")
+    prompt = prompt_of(world, "hello")
+    before = asyncio.run(answer(world.engine, prompt, version))
+    asyncio.run(world.engine.measure_effect(candidate, prompt))
+    published = replace(version, digest="sha256:published", folder=version.folder / "gone")
+    world.engine.adopt(candidate, published)
+    assert asyncio.run(answer(world.engine, prompt, published)) == before
 
 
 def test_minimum_length_and_stop_tokens(world: World) -> None:

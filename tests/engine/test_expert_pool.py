@@ -191,3 +191,19 @@ def test_what_is_read_ahead_makes_nobody_leave() -> None:
     turns.pool.look_ahead([turns.expert("b"), turns.expert("c"), turns.expert("a")])
     turns.disk.wait(reads + 1)
     assert turns.disk.reads[reads:] == ["b"]  # a is there, and c would not fit beside both
+
+
+def test_a_candidate_becomes_its_version_where_it_lies() -> None:
+    turns = Turns(GatedDisk(), num_slots=2)
+    turns.arrive("candidate")
+    turns.settle()
+    turns.finish("candidate")
+    turns.pool.adopt(turns.expert("candidate"), turns.expert("version"))
+    turns.pool.host.check_integrity()
+    turns.arrive("version")
+    turns.settle()
+    assert turns.running == [["version"]]
+    assert turns.disk.reads == ["candidate"]
+    assert turns.pool.num_used == 1
+    turns.pool.adopt(turns.expert("nobody"), turns.expert("else"))  # left the memory meanwhile
+    assert turns.pool.num_used == 1

@@ -33,6 +33,7 @@ class FakeEngine:
         self.answer = " {name}: hello wörld 😀"
         self.effect = 1.5
         self.effect_by_kind: dict[str, float] = {}
+        self.adopted: list[tuple[ExpertVersion, ExpertVersion]] = []
         self.measured: list[ExpertVersion] = []
         self.resume = asyncio.Event()
         self.resume.set()
@@ -65,6 +66,9 @@ class FakeEngine:
         self.measured.append(expert)
         self.observer.on_pool_event(PoolEvent("load", expert.ref, 0.001, "disk"))
         return self.effect_by_kind.get(expert.kind, self.effect)
+
+    def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None:
+        self.adopted.append((candidate, version))
 
 
 class FakeSession:
