@@ -49,6 +49,12 @@ class RelayServer:
         """Asks it to end and returns its exit status."""
         return self._end(signal.SIGTERM)
 
+    def resident_bytes(self) -> int:
+        """What the process holds in memory. Linux only."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
     def get(self, path: str) -> Any:
         return self._json(self.client.get(self.url + path))
 
