@@ -20,6 +20,7 @@ import structlog
 import torch
 
 from expert_store import ExpertVersion, StoreError
+from server.engine.answerer import Answerer
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.host_cache import HostCache
 from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Rows, Waking
@@ -472,13 +473,14 @@ class Session:
         """Has experts read into the host cache, if there is room, so that they are there when they are asked."""
         self._engine.prefetch(experts)
 
-    async def generate(self, expert: ExpertVersion | None, sampling: Sampling) -> AsyncGenerator[Token]:
+    async def generate(self, answerer: Answerer, sampling: Sampling) -> AsyncGenerator[Token]:
         """Tokens of the answer. The accept string of an expert that learned one is put before them, not among them.
 
         Continues from the expert's held probe where there is one; other probes are dropped. Raises InvocationMissing,
         RequestTooLarge, EngineStopped, or what reading the expert's files raised.
         """
-        job = self._engine.new_generation(self.prompt, expert, sampling)
+        assert answerer is None or isinstance(answerer, ExpertVersion), "no router gives mixtures yet. This is a bug."
+        job = self._engine.new_generation(self.prompt, answerer, sampling)
         self._engine.submit(self._state, job)
         while True:
             token = await job.next_token()
