@@ -31,7 +31,15 @@ from server.model.chat import ChatFormat
 from server.model.feature import PromptFeature
 from server.pins import Pins
 from server.registry import EffectEngine, Registry, discard_in_background
-from server.routing import AbsentRouter, ChainRouter, Router, RouterStatus, ScoringRouter, Shortlists
+from server.routing import (
+    AbsentRouter,
+    ChainRouter,
+    LearnedRouter,
+    Router,
+    RouterStatus,
+    ScoringRouter,
+    Shortlists,
+)
 from server.service import RequestEngine, Service
 from server.settings import Settings
 
@@ -132,7 +140,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         engine=engine,
         chat=chat,
         tokenizer=base.tokenizer,
-        routers=_routers(settings),
+        routers=_routers(settings, store, base.spec),
         shortlists=Shortlists(feature),
         catalog=lambda: store.catalog,
         pins=pins,
@@ -149,12 +157,12 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     return _Running(_serving(settings, service, registry, metrics, engine), engine)
 
 
-def _routers(settings: Settings) -> dict[ScoringRouter, Router]:
+def _routers(settings: Settings, store: ExpertStore, spec: BaseSpec) -> dict[ScoringRouter, Router]:
     """Every router a request can name, by its name."""
     return {
         "chain": ChainRouter(window=settings.chain_window, plain_window=settings.plain_window),
         "gradient": AbsentRouter(RouterStatus("gradient", missing=("this server cannot compute gradient features",))),
-        "learned": AbsentRouter(RouterStatus("learned", missing=("this server cannot compose experts",))),
+        "learned": LearnedRouter(store, base_fingerprint=spec.fingerprint),
     }
 
 

@@ -27,11 +27,11 @@ from server.model.sampling import Sampling
 from server.pins import Pins
 from server.routing.base import (
     Decision,
-    Prober,
     RoutePlan,
     Router,
     RouterName,
     RouterStatus,
+    RoutingSession,
     ScoringRouter,
     Shortlist,
     pinned,
@@ -44,7 +44,7 @@ from server.trace import Measured, Timings, Trace, Usage
 FinishReason = Literal["stop", "length", "refused"]
 
 
-class EngineSession(Prober, Measured, Protocol):
+class EngineSession(RoutingSession, Measured, Protocol):
     """What a request needs of the engine once it has been let in; leaving it frees everything it holds."""
 
     def generate(self, answerer: Answerer, sampling: Sampling) -> AsyncIterator[Token]: ...

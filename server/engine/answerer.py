@@ -1,11 +1,10 @@
 """Who computes an answer: the base, one expert, or several with weights. Knows weights; nothing of tensors."""
 
+import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
 
 from expert_store import ExpertVersion
-
-OutputMode = Literal["wavg", "merge"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,13 @@ class OutputMixture:
 
     experts: tuple[ExpertVersion, ...]
     layer_weights: tuple[tuple[float, ...], ...]
-    mode: OutputMode = "wavg"
+
+    @cached_property
+    def digest(self) -> str:
+        """Names who computes, with which weights: what one mixture has cached is no other's."""
+        parts = [expert.digest for expert in self.experts]
+        parts += [weight.hex() for weights in self.layer_weights for weight in weights]
+        return "mixture:" + hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @property
     def shares(self) -> tuple[Weighted, ...]:

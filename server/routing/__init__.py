@@ -10,6 +10,7 @@ from server.routing.base import (
     Router,
     RouterName,
     RouterStatus,
+    RoutingSession,
     ScoringRouter,
     Shadow,
     Shortlist,
@@ -17,6 +18,7 @@ from server.routing.base import (
     unrouted,
 )
 from server.routing.chain import ChainRouter, decide, score
+from server.routing.learned import LearnedRouter
 from server.routing.shadow import ShadowPlans
 from server.routing.shortlist import ShortlistIndex, Shortlists
 
@@ -25,12 +27,14 @@ __all__ = [
     "ChainRouter",
     "Considered",
     "Decision",
+    "LearnedRouter",
     "Prober",
     "Reason",
     "RoutePlan",
     "Router",
     "RouterName",
     "RouterStatus",
+    "RoutingSession",
     "ScoringRouter",
     "Shadow",
     "ShadowPlans",

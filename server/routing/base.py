@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from expert_store import Catalog, ExpertVersion
 from server.engine.answerer import Answerer, Weighted, experts_of, shares_of
+from server.engine.prompt_states import States
 from server.engine.types import Branches, IndicatorLogits
 from server.errors import RouterNotReady
 from server.model.chat import Prompt
@@ -28,6 +29,14 @@ class Prober(Protocol):
 
     def prefetch(self, experts: Sequence[ExpertVersion]) -> None:
         """Starts reading what will be asked next, if nobody accepts before."""
+        ...
+
+
+class RoutingSession(Prober, Protocol):
+    """All that routers may ask of the engine for one prompt."""
+
+    async def prompt_states(self) -> States:
+        """[L, D] fp32: the mean over the prompt's tokens of what enters each layer of the base."""
         ...
 
 
@@ -151,7 +160,7 @@ class RoutePlan(Protocol):
         """The most probes this request can hold at a time."""
         ...
 
-    async def route(self, prompt: Prompt, session: Prober, shortlist: Shortlist | None) -> Decision:
+    async def route(self, prompt: Prompt, session: RoutingSession, shortlist: Shortlist | None) -> Decision:
         """Who answers. A probe of the chosen expert may stay held; all others are dropped."""
         ...
 

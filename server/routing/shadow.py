@@ -14,7 +14,7 @@ from expert_store import Catalog, ExpertVersion, StoreError
 from server.engine.types import Branches
 from server.errors import RelayError
 from server.model.chat import Prompt
-from server.routing.base import Decision, Prober, RoutePlan, Router, ScoringRouter, Shadow, Shortlist
+from server.routing.base import Decision, RoutePlan, Router, RoutingSession, ScoringRouter, Shadow, Shortlist
 
 log = structlog.get_logger()
 _BUG = "it failed: the server's log says why"
@@ -44,7 +44,7 @@ class ShadowPlans:
         return ShadowPlans({name: plan if isinstance(plan, str) else reason for name, plan in self.plans.items()})
 
     async def score(
-        self, decided: Decision, prompt: Prompt, session: Prober, shortlist: Shortlist | None
+        self, decided: Decision, prompt: Prompt, session: RoutingSession, shortlist: Shortlist | None
     ) -> tuple[Shadow, ...]:
         """One shadow a router, in their order. What is held afterwards is what `decided` needs."""
         shadows = []
@@ -67,7 +67,7 @@ def _plan(router: Router, catalog: Catalog) -> RoutePlan | str:
 
 
 async def _score(
-    name: ScoringRouter, plan: RoutePlan | str, prompt: Prompt, session: Prober, shortlist: Shortlist | None
+    name: ScoringRouter, plan: RoutePlan | str, prompt: Prompt, session: RoutingSession, shortlist: Shortlist | None
 ) -> Shadow:
     if isinstance(plan, str):
         return Shadow(name, 0.0, None, plan)

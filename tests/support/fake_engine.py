@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from expert_store import ExpertVersion
 from server.engine import (
     Answerer,
@@ -19,6 +21,7 @@ from server.engine import (
     Token,
 )
 from server.engine.answerer import experts_of
+from server.engine.prompt_states import States
 from server.errors import EngineStopped, PromptTooLong, RequestTooLarge
 from server.model.base import Base
 from server.model.chat import ChatFormat, Prompt
@@ -94,6 +97,13 @@ class FakeSession:
         self.scored += [expert.ref for expert in experts]
         self.computed_tokens += len(experts)
         return [IndicatorLogits(4.0, -4.0) if e.name in text else IndicatorLogits(-4.0, 4.0) for e in experts]
+
+    async def prompt_states(self) -> States:
+        """Ones in the layers' every place, twos where the prompt has the word "two"."""
+        text = str(self._engine.base.tokenizer.decode(self.prompt.tokens))
+        config = self._engine.base.model.config
+        states: States = np.full((config.num_hidden_layers, config.hidden_size), 2 if "two" in text else 1, np.float32)
+        return states
 
     def drop(self, experts: Sequence[ExpertVersion]) -> None: ...
 
