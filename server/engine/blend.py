@@ -1,8 +1,8 @@
 """An answer that several experts compute together in every layer (L2R, arXiv 2408.09053).
 
-Knows lanes and slots; nothing of routers or text. `wavg` and `merge` are one computation here. The weights of a layer
-are the same for all tokens of an answer, so the weighted average of outputs, sum of w_e * s_e * B_e A_e x, is the output
-of the weighted average of the products B_e A_e; merging them for one answer would only cost memory.
+Knows lanes and slots; nothing of routers or text. `wavg` and `merge` are one computation here: a layer has the same
+weights for all tokens of an answer, so the weighted average of outputs, sum of w_e * s_e * B_e A_e x, is the output of
+the weighted average of the products B_e A_e, and merging them for one answer would only cost memory.
 """
 
 from dataclasses import dataclass

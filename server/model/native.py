@@ -254,7 +254,7 @@ class NativeRuns:
         self.slots = torch.tensor([slot for slot, _ in entries])
         self.num_pairs = sum((stop - start) * len(of_run) for start, stop, of_run in runs)
         self._weight_LE = _layer_weights([weight_L for _, weight_L in entries])
-        self._rows = [row_E.data_ptr() for row_E in self._weight_LE]
+        self._rows: list[int] = [row_E.data_ptr() for row_E in self._weight_LE]
 
     def weights(self, layer: int | None) -> int:
         """Where the weights of all entries in this layer lie."""

@@ -1,14 +1,17 @@
 """Several routers behind one server: which are ready, what a request for one that is not gets, and shadows."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from expert_store import Catalog, ExpertVersion
+from expert_store import ROUTER_FILE, Catalog, ExpertStore, ExpertVersion, RoutedExpert, RouterDraft
 from server.engine.answerer import OutputMixture
 from server.engine.types import Branches
 from server.model.chat import Prompt
-from server.routing import Decision, Prober, Router, RouterStatus, ScoringRouter, Shortlist
+from server.model.gates import GateNetwork
+from server.routing import Decision, Router, RouterStatus, RoutingSession, ScoringRouter, Shortlist
 from tests.api.conftest import App, Start
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +38,7 @@ class EvenRouter:
     def branches(self, shortlist: Shortlist | None) -> Branches:  # noqa: ARG002
         return Branches(plain=5)
 
-    async def route(self, prompt: Prompt, session: Prober, shortlist: Shortlist | None) -> Decision:  # noqa: ARG002
+    async def route(self, prompt: Prompt, session: RoutingSession, shortlist: Shortlist | None) -> Decision:  # noqa: ARG002
         if self.failure is not None:
             raise self.failure
         share = 1 / len(self.readable)
@@ -161,3 +164,75 @@ async def test_shadows_that_make_no_sense_are_refused(world: App, body: dict[str
     reply = await world.ask("POST", "/route", {"prompt": "hi", **body})
     assert reply.status == 422
     assert reply.json()["error"]["param"].startswith("shadow")
+
+
+def publish_router(world: App, biases: dict[str, float]) -> None:
+    """As another process would: gates that do not look at the prompt, one for each live expert named."""
+    config = world.engine.base.model.config
+    shape = (config.num_hidden_layers, len(biases), config.hidden_size)
+    experts = [world.store.catalog.resolve(name) for name in biases]
+    bias_LE = np.tile(np.array(list(biases.values()), np.float32), (shape[0], 1))
+    store = ExpertStore.open(world.settings.store)
+    draft = RouterDraft(
+        base_fingerprint=world.engine.base.spec.fingerprint,
+        gates="sigmoid",
+        experts=tuple(RoutedExpert(name=e.name, version=e.version, digest=e.digest) for e in experts),
+        num_layers=shape[0],
+        width=shape[2],
+    )
+    with store.stage() as staged:
+        network = GateNetwork(np.zeros(shape, np.float32), bias_LE, "sigmoid")
+        (staged.folder / ROUTER_FILE).write_bytes(network.to_bytes())
+        store.publish_router(staged, draft)
+
+
+async def learned_of(world: App) -> dict[str, Any]:
+    listed = (await world.ask("GET", "/routers")).json()["routers"]
+    [learned] = [router for router in listed if router["router"] == "learned"]
+    assert isinstance(learned, dict)
+    return learned
+
+
+async def test_a_router_that_was_published_answers_the_next_request(world: App, lora: Path) -> None:
+    for name in ("sql", "dates"):
+        assert (await world.register(lora, name, manifest=None)).status == 201
+    body = {"prompt": "hi", "router": "learned"}
+    assert (await world.ask("POST", "/generate", body)).status == 409
+    publish_router(world, {"sql": 3.0, "dates": 3.0})
+    assert (await learned_of(world))["version"] == 1
+    answer = (await world.ask("POST", "/generate", body)).json()
+    assert answer["text"] == " sql+dates: hello wörld 😀"
+    assert [share["weight"] for share in answer["routing"]["experts"]] == [0.5, 0.5]
+
+    publish_router(world, {"sql": 3.0, "dates": 0.0})
+    assert (await learned_of(world))["version"] == 2
+    answer = (await world.ask("POST", "/generate", body)).json()
+    assert [(share["expert"], share["weight"]) for share in answer["routing"]["experts"]] == [("sql", 1.0)]
+    assert answer["routing"]["reason"] == "weighted"
+    assert world.engine.num_open == 0
+
+
+async def test_a_router_over_an_expert_that_was_replaced_or_deleted_is_a_409(world: App, lora: Path) -> None:
+    for name in ("sql", "dates"):
+        await world.register(lora, name, manifest=None)
+    publish_router(world, {"sql": 3.0, "dates": 3.0})
+    body = {"prompt": "hi", "router": "learned"}
+    await world.register(lora, "sql", manifest=None)
+    reply = await world.ask("POST", "/generate", body)
+    assert (reply.status, reply.json()["error"]["code"]) == (409, "router_not_ready")
+    assert "sql@2 is live now" in reply.json()["error"]["message"]
+    assert "relay train router" in reply.json()["error"]["message"]
+    assert (await learned_of(world))["ready"] is False
+    await world.ask("DELETE", "/experts/sql/versions/1")
+    assert "sql@1, which is gone" in (await world.ask("POST", "/route", body)).json()["error"]["message"]
+
+
+async def test_a_new_expert_leaves_the_learned_router_as_it_was(world: App, lora: Path) -> None:
+    for name in ("sql", "dates"):
+        await world.register(lora, name, manifest=None)
+    publish_router(world, {"sql": 3.0, "dates": 1.0})
+    body = {"prompt": "hi", "router": "learned"}
+    before = (await world.ask("POST", "/generate", body)).json()
+    await world.register(lora, "logs", manifest=None)
+    after = (await world.ask("POST", "/generate", body)).json()
+    assert (after["text"], after["routing"]["experts"]) == (before["text"], before["routing"]["experts"])

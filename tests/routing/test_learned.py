@@ -32,7 +32,7 @@ class FakeSession:
     async def prompt_states(self) -> Array:
         return self.states_LD
 
-    async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:
+    async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:  # noqa: ARG002
         raise AssertionError("the learned router asks nobody")
 
     def drop(self, experts: Sequence[ExpertVersion]) -> None: ...

@@ -1,4 +1,4 @@
-"""Two plain LoRAs that each learned a task of their own on a tiny base, and a memory of both, for routers to tell apart."""
+"""Two plain LoRAs that each learned a task of their own on a tiny base, and a memory of both for routers."""
 
 import json
 from dataclasses import dataclass
