@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from expert_store import ROUTER_FILE, Catalog, ExpertStore, ExpertVersion, RoutedExpert, RouterDraft
+from expert_store import Catalog, ExpertVersion
 from server.engine.answerer import OutputMixture
 from server.engine.types import Branches
 from server.model.chat import Prompt
-from server.model.gates import GateNetwork
 from server.routing import Decision, Router, RouterStatus, RoutingSession, ScoringRouter, Shortlist
-from tests.api.conftest import App, Start
+from tests.api.conftest import App, Start, publish_router
 
 pytestmark = pytest.mark.anyio
 
@@ -166,26 +164,6 @@ async def test_shadows_that_make_no_sense_are_refused(world: App, body: dict[str
     assert reply.json()["error"]["param"].startswith("shadow")
 
 
-def publish_router(world: App, biases: dict[str, float]) -> None:
-    """As another process would: gates that do not look at the prompt, one for each live expert named."""
-    config = world.engine.base.model.config
-    shape = (config.num_hidden_layers, len(biases), config.hidden_size)
-    experts = [world.store.catalog.resolve(name) for name in biases]
-    bias_LE = np.tile(np.array(list(biases.values()), np.float32), (shape[0], 1))
-    store = ExpertStore.open(world.settings.store)
-    draft = RouterDraft(
-        base_fingerprint=world.engine.base.spec.fingerprint,
-        gates="sigmoid",
-        experts=tuple(RoutedExpert(name=e.name, version=e.version, digest=e.digest) for e in experts),
-        num_layers=shape[0],
-        width=shape[2],
-    )
-    with store.stage() as staged:
-        network = GateNetwork(np.zeros(shape, np.float32), bias_LE, "sigmoid")
-        (staged.folder / ROUTER_FILE).write_bytes(network.to_bytes())
-        store.publish_router(staged, draft)
-
-
 async def learned_of(world: App) -> dict[str, Any]:
     listed = (await world.ask("GET", "/routers")).json()["routers"]
     [learned] = [router for router in listed if router["router"] == "learned"]
@@ -198,13 +176,13 @@ async def test_a_router_that_was_published_answers_the_next_request(world: App, 
         assert (await world.register(lora, name, manifest=None)).status == 201
     body = {"prompt": "hi", "router": "learned"}
     assert (await world.ask("POST", "/generate", body)).status == 409
-    publish_router(world, {"sql": 3.0, "dates": 3.0})
+    publish_router(world, world.engine.base, {"sql": 3.0, "dates": 3.0})
     assert (await learned_of(world))["version"] == 1
     answer = (await world.ask("POST", "/generate", body)).json()
     assert answer["text"] == " sql+dates: hello wörld 😀"
     assert [share["weight"] for share in answer["routing"]["experts"]] == [0.5, 0.5]
 
-    publish_router(world, {"sql": 3.0, "dates": 0.0})
+    publish_router(world, world.engine.base, {"sql": 3.0, "dates": 0.0})
     assert (await learned_of(world))["version"] == 2
     answer = (await world.ask("POST", "/generate", body)).json()
     assert [(share["expert"], share["weight"]) for share in answer["routing"]["experts"]] == [("sql", 1.0)]
@@ -215,7 +193,7 @@ async def test_a_router_that_was_published_answers_the_next_request(world: App, 
 async def test_a_router_over_an_expert_that_was_replaced_or_deleted_is_a_409(world: App, lora: Path) -> None:
     for name in ("sql", "dates"):
         await world.register(lora, name, manifest=None)
-    publish_router(world, {"sql": 3.0, "dates": 3.0})
+    publish_router(world, world.engine.base, {"sql": 3.0, "dates": 3.0})
     body = {"prompt": "hi", "router": "learned"}
     await world.register(lora, "sql", manifest=None)
     reply = await world.ask("POST", "/generate", body)
@@ -230,7 +208,7 @@ async def test_a_router_over_an_expert_that_was_replaced_or_deleted_is_a_409(wor
 async def test_a_new_expert_leaves_the_learned_router_as_it_was(world: App, lora: Path) -> None:
     for name in ("sql", "dates"):
         await world.register(lora, name, manifest=None)
-    publish_router(world, {"sql": 3.0, "dates": 1.0})
+    publish_router(world, world.engine.base, {"sql": 3.0, "dates": 1.0})
     body = {"prompt": "hi", "router": "learned"}
     before = (await world.ask("POST", "/generate", body)).json()
     await world.register(lora, "logs", manifest=None)

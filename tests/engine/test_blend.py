@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,10 +151,10 @@ def test_the_states_of_a_prompt_are_those_of_transformers(
     engine.check_integrity()
 
 
-def test_what_a_mixture_has_cached_is_no_other_mixtures(base_folder: object, world: World) -> None:
+def test_what_a_mixture_has_cached_is_no_other_mixtures(base_folder: Path, world: World) -> None:
     base = load_base(str(base_folder), dtype="fp32", device="cpu", cache=world.store.root.parent / "cache")
     recorder = Recorder()
-    engine = Engine(base, world.chat, small_config(prefix_cache=True), recorder)  # type: ignore[arg-type]
+    engine = Engine(base, world.chat, replace(small_config(), prefix_cache=True), recorder)
     engine.start()
     prompt = prompt_of(world, TEXTS[2])
     even = ((1 / 3,) * 3,) * 3
@@ -180,3 +182,32 @@ def test_mixtures_give_back_what_they_held_when_cancelled(world: World) -> None:
 
     asyncio.run(cancelled())
     assert world.engine.pool.pinned_refs() == []
+
+
+@pytest.mark.parametrize("with_kernels", [False, True])
+def test_bf16_blends_and_states_are_those_of_single_experts_and_of_transformers(
+    world: World, tmp_path: Path, with_kernels: bool
+) -> None:
+    base = load_base(str(world.folder), dtype="bf16", device="cpu", cache=tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(world.folder, dtype=torch.bfloat16)
+    config = replace(small_config(), kernel_cache=tmp_path if with_kernels else None)
+    engine = Engine(base, world.chat, config, Recorder())
+    engine.start()
+    prompt = prompt_of(world, TEXTS[2])
+
+    async def states() -> Tensor:
+        async with await engine.open(prompt, max_new_tokens=1, branches=Branches(plain=1)) as session:
+            return torch.from_numpy(await session.prompt_states())
+
+    try:
+        expert = world.experts["plain8"]
+        one = OutputMixture((expert,), ((1.0,),) * 3)
+        halves = OutputMixture((expert, world.experts["plain64"]), ((1.0, 0.0),) * 3)
+        named = asyncio.run(answer(engine, prompt, expert))
+        assert asyncio.run(answer(engine, prompt, one)) == named
+        assert asyncio.run(answer(engine, prompt, halves)) == named, "an expert of weight 0 adds nothing"
+        wanted = mean_states(reference, [prompt.tokens])[0]
+        error_L = (asyncio.run(states()) - wanted).square().mean(dim=1).sqrt() / wanted.std(dim=1)
+        assert float(error_L.max()) < 0.06
+    finally:
+        engine.stop()
