@@ -45,6 +45,7 @@ from expert_store.manifest import (
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, parse_config, read_config
 from expert_store.profile import PROFILE_FILE, Profile, Vector, read_profile
 from expert_store.store import ExpertStore, Staged, file_record
+from expert_store.trained_router import ROUTER_FILE, Gates, RoutedExpert, RouterDraft, RouterManifest, RouterVersion
 from expert_store.weights import WEIGHTS_FILE, read_header
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "LIVE",
     "MANIFEST_FILE",
     "PROFILE_FILE",
+    "ROUTER_FILE",
     "WEIGHTS_FILE",
     "AdapterConfig",
     "AdapterInfo",
@@ -66,6 +68,7 @@ __all__ = [
     "ExpertVersion",
     "FileRecord",
     "Gate",
+    "Gates",
     "GenerationConflict",
     "Indicators",
     "InvalidAdapter",
@@ -77,6 +80,10 @@ __all__ = [
     "ManifestDraft",
     "Problem",
     "Profile",
+    "RoutedExpert",
+    "RouterDraft",
+    "RouterManifest",
+    "RouterVersion",
     "Staged",
     "StoreBusy",
     "StoreError",

@@ -12,6 +12,7 @@ from expert_store.layout import MANIFEST_FILE, Layout, is_claimed, kept_label, w
 from expert_store.manifest import FileRecord, Manifest, parse_manifest
 from expert_store.profile import PROFILE_FILE, Profile, parse_profile
 from expert_store.records import CatalogRecord, parse_record
+from expert_store.trained_router import read_router
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ def verify_store(root: Path) -> list[Problem]:
         found += [
             Problem(None, path, "is in no catalog: open the store to sweep it") for path in orphans(layout, current)
         ]
+    try:
+        read_router(layout)
+    except CorruptStore as error:
+        found.append(Problem(None, error.path, error.message))
     still_there = {f"{name}@{version}" for name, e in current.experts.items() for version in e.versions}
     return [problem for problem in found if problem.ref is None or problem.ref in still_there]
 

@@ -3,6 +3,7 @@
 <root>/catalog.json                     the only file that is ever replaced
 <root>/experts/<name>/<version>/        immutable once the catalog names them
 <root>/experts/<name>/<version>/gate/   only where a plain LoRA has one
+<root>/routers/learned/                 see `trained_router`
 <root>/staging/<label>/                 private to the process that made it
 <root>/claims/<label>.lock              held, by the kernel, as long as that process wants the folder
 <root>/catalog.lock
@@ -51,6 +52,17 @@ class Layout:
     @property
     def claims(self) -> Path:
         return self.root / "claims"
+
+    @property
+    def routers(self) -> Path:
+        return self.root / "routers" / "learned"
+
+    @property
+    def current_router(self) -> Path:
+        return self.routers / "current.json"
+
+    def router_folder(self, version: int) -> Path:
+        return self.routers / str(version)
 
     def version_folder(self, name: str, version: int) -> Path:
         return self.experts / name / str(version)

@@ -37,6 +37,7 @@ from expert_store.layout import MANIFEST_FILE, Claim, Layout, is_claimed, kept_l
 from expert_store.manifest import FileRecord, Manifest, ManifestDraft, check_alias, check_name
 from expert_store.profile import PROFILE_FILE, read_profile
 from expert_store.records import CatalogRecord
+from expert_store.trained_router import RouterDraft, RouterVersion, publish_router, read_router, router_mark
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,19 @@ class ExpertStore:
                 raise GenerationConflict(expected_generation, record.generation)
             _check_order(order, self._snapshot(record))
             return self._commit(record.with_chain(order))
+
+    def publish_router(self, staged: Staged, draft: RouterDraft) -> RouterVersion:
+        """Makes the staged router.safetensors the next version of the learned router, in use from now on."""
+        with write_lock(self._layout):
+            return publish_router(self._layout, self._disk, staged.folder, draft)
+
+    def read_router(self) -> RouterVersion | None:
+        """The learned router in use, read from disk without locks. Raises CorruptStore."""
+        return read_router(self._layout)
+
+    def router_mark(self) -> tuple[int, ...] | None:
+        """Changes whenever another learned router comes into use, whichever process published it."""
+        return router_mark(self._layout)
 
     def verify(self) -> list[Problem]:
         """Re-digests every file of every version; an empty list means that all is as published."""

@@ -74,27 +74,25 @@ class Group:
         """One more request, until the block ends; `expert` is the one it is here for."""
         seat = Seat(self._names, self._tell)
         self.size += 1
-        seat.use(expert)
+        seat.use(*([] if expert is None else [expert]))
         try:
             yield seat
         finally:
             self.size -= 1
-            seat.use(None)
+            seat.use()
 
 
 class Seat:
-    """A request's place in a group: it counts for at most one expert at a time."""
+    """A request's place in a group: it counts once for every expert that answers it."""
 
     def __init__(self, names: Counter[str], tell: Callable[[], None]) -> None:
         self._names = names
         self._tell = tell
-        self._expert: str | None = None
+        self._experts: tuple[str, ...] = ()
 
-    def use(self, expert: str | None) -> None:
-        """The expert this place counts for from now on, if any."""
-        if self._expert is not None:
-            self._names[self._expert] -= 1
-        if expert is not None:
-            self._names[expert] += 1
-        self._expert = expert
+    def use(self, *experts: str) -> None:
+        """The experts this place counts for from now on, if any."""
+        self._names.subtract(self._experts)
+        self._names.update(experts)
+        self._experts = experts
         self._tell()

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from expert_store import BaseSpec, Catalog, ExpertStore, StoreError
 from server.admission import Activity, Admission
-from server.api import completions, experts, generate, models, ops
+from server.api import completions, experts, generate, models, ops, routers
 from server.api.body import BodyLimit
 from server.api.errors import install_error_handlers
 from server.api.openapi import install_openapi
@@ -31,7 +31,15 @@ from server.model.chat import ChatFormat
 from server.model.feature import PromptFeature
 from server.pins import Pins
 from server.registry import EffectEngine, Registry, discard_in_background
-from server.routing import ChainRouter, Shortlists
+from server.routing import (
+    AbsentRouter,
+    ChainRouter,
+    LearnedRouter,
+    Router,
+    RouterStatus,
+    ScoringRouter,
+    Shortlists,
+)
 from server.service import RequestEngine, Service
 from server.settings import Settings
 
@@ -84,7 +92,7 @@ def build_app(settings: Settings, *, make_engine: EngineFactory = Engine) -> Fas
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
-    for routes in (generate.router, completions.router, models.router, experts.router, ops.router):
+    for routes in (generate.router, completions.router, models.router, experts.router, routers.router, ops.router):
         app.include_router(routes)
     install_error_handlers(app)
     install_openapi(app)
@@ -132,7 +140,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         engine=engine,
         chat=chat,
         tokenizer=base.tokenizer,
-        router=ChainRouter(window=settings.chain_window, plain_window=settings.plain_window),
+        routers=_routers(settings, store, base.spec),
         shortlists=Shortlists(feature),
         catalog=lambda: store.catalog,
         pins=pins,
@@ -147,6 +155,15 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         await asyncio.to_thread(engine.stop)
         raise
     return _Running(_serving(settings, service, registry, metrics, engine), engine)
+
+
+def _routers(settings: Settings, store: ExpertStore, spec: BaseSpec) -> dict[ScoringRouter, Router]:
+    """Every router a request can name, by its name."""
+    return {
+        "chain": ChainRouter(window=settings.chain_window, plain_window=settings.plain_window),
+        "gradient": AbsentRouter(RouterStatus("gradient", missing=("this server cannot compute gradient features",))),
+        "learned": LearnedRouter(store, base_fingerprint=spec.fingerprint),
+    }
 
 
 def _load_base(settings: Settings) -> Base:

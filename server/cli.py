@@ -76,15 +76,23 @@ app.command("serve", help="Start the server.")(_with_setting_flags(_serve))
 @app.command()
 def route(
     text: Annotated[str, typer.Argument(help="The prompt.")],
-    router: Annotated[str | None, typer.Option(help="chain or none; else the server's setting.")] = None,
+    router: Annotated[str | None, typer.Option(help="chain, gradient, learned or none; else the server's.")] = None,
     shortlist: Annotated[int | None, typer.Option(help="Ask only so many experts; 0 asks all.")] = None,
+    shadow: Annotated[list[str] | None, typer.Option(help="A router to score beside it; repeatable.")] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask who would answer a prompt."""
     with _clear_errors():
-        answer = client.route(server_url(url), text, router=router, shortlist=shortlist)
+        answer = client.route(server_url(url), text, router=router, shortlist=shortlist, shadow=shadow or ())
         _print(answer, show.decision, as_json=as_json)
+
+
+@app.command()
+def routers(url: Url = None, as_json: AsJson = False) -> None:
+    """List the routers of a server: which are ready, and what the others lack."""
+    with _clear_errors():
+        _print(client.list_routers(server_url(url)), show.router_table, as_json=as_json)
 
 
 @experts.command("list")

@@ -1,5 +1,6 @@
 """Asks a running server over HTTP. Knows routes and error bodies; prints nothing."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,17 @@ class ClientError(RelayError):
     """The server is not there, or it refused."""
 
 
-def route(url: str, text: str, *, router: str | None, shortlist: int | None) -> dict[str, Any]:
+def route(
+    url: str, text: str, *, router: str | None, shortlist: int | None, shadow: Sequence[str] = ()
+) -> dict[str, Any]:
     """The decision for one prompt. Raises ClientError."""
-    given = {"router": router, "shortlist": shortlist}
+    given = {"router": router, "shortlist": shortlist, "shadow": list(shadow) or None}
     return _call("POST", url, "/route", json={"prompt": text} | {k: v for k, v in given.items() if v is not None})
+
+
+def list_routers(url: str) -> dict[str, Any]:
+    """Raises ClientError."""
+    return _call("GET", url, "/routers")
 
 
 def list_experts(url: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ RelayError
 │   ├── ExpertTooLarge          the host cache could never hold the expert
 │   ├── InvocationMissing       an activated expert's invocation tokens do not occur in the prompt
     │   └── NonFiniteLogits         the expert's numbers overflow on this prompt
+├── RouterNotReady              a router lacks what it decides with, or that does not fit
 ├── NotSelfSelecting            an expert without indicators was put into the chain
 ├── UnusableIndicators          the base model's tokens cannot tell accept from reject
 ├── BaseModelError              the base model cannot be loaded or is not supported
@@ -18,6 +19,7 @@ RelayError
 └── EngineStopped               the engine has shut down or failed
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 
@@ -100,6 +102,14 @@ class NonFiniteLogits(InvalidRequest):
         super().__init__(
             f"{who} gives numbers that are not finite for this prompt: name another expert or version", param="expert"
         )
+
+
+class RouterNotReady(RelayError):
+    """A router has not been trained, or was for another base or other experts."""
+
+    def __init__(self, router: str, *, missing: Sequence[str], way_out: str | None) -> None:
+        mend = "" if way_out is None else f": run `{way_out}`"
+        super().__init__(f"router {router} is not ready: {'; '.join(missing)}{mend}", param="router")
 
 
 class NotSelfSelecting(RelayError):

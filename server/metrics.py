@@ -16,10 +16,11 @@ from prometheus_client.registry import Collector
 
 from expert_store import Catalog
 from server.engine.types import Occupancy, PoolEvent, StepStats
-from server.routing.base import Decision, Shortlist
+from server.routing.base import Decision, Shadow, Shortlist
 
-# Outside the pattern of expert names, so neither can be one.
+# Outside the pattern of expert names, so none of them can be one.
 BASE = "(base)"
+MIXTURE = "(mixture)"
 OTHER = "(other)"
 
 Endpoint = Literal["generate", "route", "completions"]
@@ -109,6 +110,16 @@ class Metrics:
             "shortlist_seconds", "Time to choose whom of the chain to ask.", _LOOKUP_SECONDS
         )
         self.chain_length = self._histogram("chain_length", "Experts asked by one chain decision.", _COUNTS)
+        self.router_seconds = self._histogram(
+            "router_seconds", "Time a router took to decide, or to score as a shadow.", _SECONDS, "router"
+        )
+        self.router_agreements = self._counter(
+            "router_agreements",
+            "Shadow decisions by whether their leading expert is the one that answered.",
+            "router",
+            "shadow",
+            "agreed",
+        )
         self.fallbacks = self._counter(
             "fallbacks", "Requests nobody took, by reason and by what was done.", "reason", "action"
         )
@@ -163,6 +174,7 @@ class Metrics:
             self.prompt_tokens.labels(answered_by).inc(record.prompt_tokens)
             self.completion_tokens.labels(answered_by).inc(record.completion_tokens)
             self._count_decision(record.decision, refused=record.refused)
+            self._observe_routers(record.decision, record.routing_seconds)
 
     def on_error(self, code: str) -> None:
         self.errors.labels(code).inc()
@@ -237,6 +249,15 @@ class Metrics:
         if decision.fallback:
             self.fallbacks.labels(decision.reason, "refuse" if refused else "base").inc()
 
+    def _observe_routers(self, decision: Decision, seconds: float | None) -> None:
+        if decision.is_routed and seconds is not None:
+            self.router_seconds.labels(decision.router).observe(seconds)
+        used = "(pinned)" if decision.reason == "pinned" else decision.router
+        for shadow in decision.shadows:
+            if shadow.decision is not None:
+                self.router_seconds.labels(shadow.router).observe(shadow.seconds)
+            self.router_agreements.labels(used, shadow.router, _agreed(decision, shadow)).inc()
+
     def _count_shortlist(self, shortlist: Shortlist) -> None:
         self.shortlist_seconds.observe(shortlist.seconds)
         self.shortlisted.labels("proposed").inc(shortlist.num_proposed)
@@ -244,7 +265,9 @@ class Metrics:
         self.shortlisted.labels("left_out").inc(shortlist.num_left_out)
 
     def _answered_by(self, decision: Decision) -> str:
-        return BASE if decision.expert is None else self._label(decision.expert.name)
+        if decision.expert is not None:
+            return self._label(decision.expert.name)
+        return MIXTURE if decision.shares else BASE
 
     def _label(self, expert: str) -> str:
         return expert if expert in self._catalog().experts else OTHER
@@ -257,6 +280,12 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
         return Histogram(f"lora_relay_{name}", text, labels, buckets=tuple(buckets), registry=self.registry)
+
+
+def _agreed(decision: Decision, shadow: Shadow) -> str:
+    if shadow.decision is None:
+        return "unscored"
+    return "yes" if shadow.decision.leader == decision.leader else "no"
 
 
 class _AffinityGauge(Collector):

@@ -47,7 +47,7 @@ class Pins:
 
 
 class Hold:
-    """One request's versions, until its block ends. A routed request narrows it to the expert that answers."""
+    """One request's versions, until its block ends. A routed request narrows it to those that answer."""
 
     def __init__(self, pins: Pins, versions: Iterable[ExpertVersion]) -> None:
         self._pins = pins
@@ -55,10 +55,11 @@ class Hold:
         for version in self._held.values():
             pins.add(version)
 
-    def narrow(self, keep: ExpertVersion | None) -> None:
-        """Gives up every version but this one."""
+    def narrow(self, *keep: ExpertVersion) -> None:
+        """Gives up every version but these."""
+        kept = {version.digest for version in keep}
         for digest, version in list(self._held.items()):
-            if keep is None or digest != keep.digest:
+            if digest not in kept:
                 del self._held[digest]
                 self._pins.remove(version)
 
@@ -68,4 +69,4 @@ class Hold:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.narrow(None)
+        self.narrow()

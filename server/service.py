@@ -8,9 +8,9 @@ cancellation.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
@@ -18,23 +18,36 @@ import jinja2
 
 from expert_store import Catalog, ExpertVersion, Indicators, StoreError
 from server.admission import Activity, Admission
+from server.engine.answerer import Answerer
 from server.engine.types import Branches, Token
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, RequestTooLarge
 from server.metrics import Endpoint, Metrics
 from server.model.chat import IndicatorTokens, Message, Prompt
 from server.model.sampling import Sampling
 from server.pins import Pins
-from server.routing.base import Decision, Prober, RouterName, Shortlist, pinned, unrouted
+from server.routing.base import (
+    Decision,
+    RoutePlan,
+    Router,
+    RouterName,
+    RouterStatus,
+    RoutingSession,
+    ScoringRouter,
+    Shortlist,
+    pinned,
+    unrouted,
+)
+from server.routing.shadow import ShadowPlans
 from server.text import TextStream, Tokenizer
 from server.trace import Measured, Timings, Trace, Usage
 
 FinishReason = Literal["stop", "length", "refused"]
 
 
-class EngineSession(Prober, Measured, Protocol):
+class EngineSession(RoutingSession, Measured, Protocol):
     """What a request needs of the engine once it has been let in; leaving it frees everything it holds."""
 
-    def generate(self, expert: ExpertVersion | None, sampling: Sampling) -> AsyncIterator[Token]: ...
+    def generate(self, answerer: Answerer, sampling: Sampling) -> AsyncIterator[Token]: ...
 
     async def __aenter__(self) -> Self: ...
 
@@ -61,14 +74,6 @@ class PromptFormat(Protocol):
     def indicator_tokens(self, indicators: Indicators) -> IndicatorTokens: ...
 
 
-class Router(Protocol):
-    """Chooses who answers; `server.routing.ChainRouter` in production."""
-
-    def branches(self, catalog: Catalog, shortlist: Shortlist | None = None) -> Branches: ...
-
-    async def route(self, catalog: Catalog, prober: Prober, shortlist: Shortlist | None = None) -> Decision: ...
-
-
 class Shortlister(Protocol):
     """Says whom the router need ask at all; `server.routing.Shortlists` in production. May take a while."""
 
@@ -86,13 +91,15 @@ class RawPrompt:
 class Query:
     """Who is to answer what. `expert` is a reference and settles it; else the router does.
 
-    `shortlist` is how many experts the chain may ask beside those without a profile; 0 is all.
+    `shortlist` is how many experts the chain may ask beside those without a profile; 0 is all. `shadow` are routers to
+    be scored beside the one that decides.
     """
 
     prompt: tuple[Message, ...] | RawPrompt
     expert: str | None
     router: RouterName
     shortlist: int
+    shadow: tuple[ScoringRouter, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +154,7 @@ class Service:
         engine: RequestEngine,
         chat: PromptFormat,
         tokenizer: Tokenizer,
-        router: Router,
+        routers: Mapping[ScoringRouter, Router],
         shortlists: Shortlister,
         catalog: Callable[[], Catalog],
         pins: Pins,
@@ -158,7 +165,7 @@ class Service:
         self._engine = engine
         self._chat = chat
         self._tokenizer = tokenizer
-        self._router = router
+        self._routers = routers
         self._shortlists = shortlists
         self._catalog = catalog
         self._pins = pins
@@ -186,29 +193,52 @@ class Service:
                 trace.outcome = "routed"
             return RouteAnswer(trace.request_id, decision, trace.usage(), trace.timings())
 
+    def router_statuses(self) -> tuple[list[RouterStatus], int]:
+        """Which routers could decide on the current catalog, and its generation."""
+        catalog = self._catalog()
+        return [router.status(catalog) for router in self._routers.values()], catalog.generation
+
     @asynccontextmanager
     async def _routed(
         self, query: Query, trace: Trace, max_new_tokens: int
     ) -> AsyncIterator[tuple[EngineSession, Decision]]:
         """A session for which it is settled who answers, on one catalog snapshot from beginning to end."""
         with self._admission.permit():
-            catalog = self._catalog()
-            named = _resolve(catalog, query.expert) if query.expert is not None else None
-            readable = _readable(query, catalog, named)
-            with self._pins.hold(readable) as hold:
-                prompt = await self._render(query, readable)
+            case = self._case(query)
+            with self._pins.hold([*case.readable, *case.shadows.readable]) as hold:
+                prompt = await self._render(query, case.readable)
                 trace.prompt_tokens = len(prompt.tokens)
-                shortlist = await self._shortlist(query, catalog, prompt)
-                branches = self._router.branches(catalog, shortlist) if _is_routed(query) else None
-                with self._activity.waiting.join(named.name if named else None):
-                    opened = await self._engine.open(prompt, max_new_tokens=max_new_tokens, branches=branches)
+                case = await self._shortlisted(case, query.shortlist, prompt)
+                with self._activity.waiting.join(case.named.name if case.named else None):
+                    case, opened = await self._open(case, prompt, max_new_tokens)
                 async with opened as session:
                     trace.on_session(session)
                     with self._activity.running.join() as seat:
-                        decision = await self._decide(query, catalog, named, shortlist, session, trace)
-                        hold.narrow(decision.expert)
-                        seat.use(decision.expert.name if decision.expert else None)
+                        decision = await _decide(case, prompt, session, trace)
+                        hold.narrow(*decision.experts)
+                        seat.use(*(expert.name for expert in decision.experts))
                         yield session, decision
+
+    def _case(self, query: Query) -> "_Case":
+        """Raises UnknownExpert, UnknownVersion, UnknownAlias, RouterNotReady."""
+        catalog = self._catalog()
+        named = _resolve(catalog, query.expert) if query.expert is not None else None
+        plan = self._routers[query.router].plan(catalog) if named is None and query.router != "none" else None
+        return _Case(query.router, catalog, named, plan, ShadowPlans.of(query.shadow, self._routers, catalog))
+
+    async def _open(self, case: "_Case", prompt: Prompt, max_new_tokens: int) -> "tuple[_Case, EngineSession]":
+        """Shadows the engine has no room for are left out: they never cost a request its answer."""
+        own = [] if case.plan is None else [case.plan.branches(case.shortlist)]
+        shadows = case.shadows.branches(case.shortlist)
+        try:
+            branches = sum([*own, *shadows], Branches())
+            return case, await self._engine.open(prompt, max_new_tokens=max_new_tokens, branches=branches)
+        except RequestTooLarge as error:
+            if not shadows:
+                raise
+            alone = replace(case, shadows=case.shadows.without_room(error.message))
+            branches = sum(own, Branches())
+            return alone, await self._engine.open(prompt, max_new_tokens=max_new_tokens, branches=branches)
 
     async def _render(self, query: Query, readable: Sequence[ExpertVersion]) -> Prompt:
         """In a thread, since a long prompt takes a while to tokenise."""
@@ -228,30 +258,12 @@ class Service:
         shared = () if indicators is None else self._chat.indicator_tokens(indicators).shared
         return expert.invocation_tokens or (), shared
 
-    async def _shortlist(self, query: Query, catalog: Catalog, prompt: Prompt) -> Shortlist | None:
+    async def _shortlisted(self, case: "_Case", size: int, prompt: Prompt) -> "_Case":
         """In a thread, since the first one on a new catalog builds an index."""
-        if not _is_routed(query) or not query.shortlist:
-            return None
-        return await asyncio.to_thread(self._shortlists.propose, catalog, prompt.tokens, query.shortlist)
-
-    async def _decide(
-        self,
-        query: Query,
-        catalog: Catalog,
-        named: ExpertVersion | None,
-        shortlist: Shortlist | None,
-        session: EngineSession,
-        trace: Trace,
-    ) -> Decision:
-        started = time.perf_counter()
-        if named is not None:
-            decision = pinned(query.router, named, catalog)
-        elif query.router == "none":
-            decision = unrouted(catalog)
-        else:
-            decision = await self._router.route(catalog, session, shortlist)
-        trace.on_decision(decision, time.perf_counter() - started)
-        return decision
+        if not size or not case.asks_chain:
+            return case
+        shortlist = await asyncio.to_thread(self._shortlists.propose, case.catalog, prompt.tokens, size)
+        return replace(case, shortlist=shortlist)
 
     async def _answer(
         self,
@@ -262,15 +274,14 @@ class Service:
         listener: Listener,
     ) -> tuple[str, FinishReason]:
         """Generates until an end-of-text token, a stop string or the token limit."""
-        expert = decision.expert
         stream = TextStream(
             self._tokenizer,
             stops=query.stops,
-            strip_leading_space=expert is not None and expert.answers_after_accept,
+            strip_leading_space=any(expert.answers_after_accept for expert in decision.experts),
         )
         pieces: list[str] = []
         reason: FinishReason = "stop"
-        async for token in session.generate(expert, query.sampling):
+        async for token in session.generate(decision.answerer, query.sampling):
             trace.on_token()
             # An end-of-text token is delivered like any other, but it is no text.
             piece = stream.push(token.token) if token.finish_reason != "stop" else ""
@@ -297,12 +308,41 @@ def _resolve(catalog: Catalog, ref: str) -> ExpertVersion:
         raise
 
 
-def _is_routed(query: Query) -> bool:
-    return query.expert is None and query.router == "chain"
+@dataclass(frozen=True)
+class _Case:
+    """What of a request is settled before its prompt is read, and then its shortlist.
+
+    `plan` is the router's; None where an expert is `named`, or the base is.
+    """
+
+    router: RouterName
+    catalog: Catalog
+    named: ExpertVersion | None
+    plan: RoutePlan | None
+    shadows: ShadowPlans
+    shortlist: Shortlist | None = None
+
+    @property
+    def asks_chain(self) -> bool:
+        return (self.plan is not None and self.router == "chain") or "chain" in self.shadows.plans
+
+    @property
+    def readable(self) -> Sequence[ExpertVersion]:
+        """Every version whose files the request itself may come to read."""
+        if self.named is not None:
+            return (self.named,)
+        return self.plan.readable if self.plan is not None else ()
 
 
-def _readable(query: Query, catalog: Catalog, named: ExpertVersion | None) -> Sequence[ExpertVersion]:
-    """Every version whose files the request may come to read."""
-    if named is not None:
-        return (named,)
-    return catalog.chain_experts() if _is_routed(query) else ()
+async def _decide(case: _Case, prompt: Prompt, session: EngineSession, trace: Trace) -> Decision:
+    started = time.perf_counter()
+    if case.named is not None:
+        decision = pinned(case.router, case.named, case.catalog)
+    elif case.plan is None:
+        decision = unrouted(case.catalog)
+    else:
+        decision = await case.plan.route(prompt, session, case.shortlist)
+    seconds = time.perf_counter() - started
+    decision = replace(decision, shadows=await case.shadows.score(decision, prompt, session, case.shortlist))
+    trace.on_decision(decision, seconds)
+    return decision

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         description="auto compiles kernels for bf16 steps on this processor, where there is a C compiler; torch does "
         "without.",
     )
-    router: Literal["chain", "none"] = Field(
+    router: Literal["chain", "gradient", "learned", "none"] = Field(
         "chain", description="Router of a request that names neither router nor expert."
     )
     no_demo: bool = Field(False, description="Leave a new store empty instead of seeding it with the demo experts.")

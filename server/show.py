@@ -13,7 +13,7 @@ from expert_store import Problem
 def decision(answer: Mapping[str, Any]) -> RenderableType:
     """Who would answer, why, and who was asked."""
     routing, usage, timings = answer["routing"], answer["usage"], answer["timings"]
-    who = f"{routing['expert']}@{routing['version']}" if routing["expert"] else "the base model"
+    who = _who(routing)
     line = Text.assemble((who, "bold"), f"  {routing['reason']}")
     if routing["score"] is not None:
         line.append(f"  score {routing['score']:.4f}")
@@ -26,7 +26,33 @@ def decision(answer: Mapping[str, Any]) -> RenderableType:
         parts.append(_shortlist(routing["shortlist"]))
     if routing["considered"]:
         parts.append(_considered(routing["considered"]))
+    parts += [_shadow(shadow) for shadow in routing["shadow"]]
     return Group(*parts, Text(cost, style="dim"))
+
+
+def _who(routing: Mapping[str, Any]) -> str:
+    """One expert, or a mixture as "0.62 sql@1 + 0.38 dates@2"."""
+    if routing["expert"]:
+        return f"{routing['expert']}@{routing['version']}"
+    mixed = [f"{share['weight']:.2f} {share['expert']}@{share['version']}" for share in routing["experts"]]
+    return " + ".join(mixed) or "the base model"
+
+
+def _shadow(shadow: Mapping[str, Any]) -> Text:
+    if shadow["problem"] is not None:
+        return Text(f"shadow {shadow['router']}: {shadow['problem']}")
+    agreed = "agrees" if shadow["agreed"] else "disagrees"
+    return Text(f"shadow {shadow['router']} {agreed}: {_who(shadow)}, {shadow['ms']:.0f} ms")
+
+
+def router_table(answer: Mapping[str, Any]) -> RenderableType:
+    """One line a router."""
+    table = _table("router", "ready", "version", "missing", "run")
+    for router in answer["routers"]:
+        name = f"{router['router']} (default)" if router["router"] == answer["default"] else router["router"]
+        missing, run = "; ".join(router["missing"]) or "-", _or_dash(router["run"])
+        _add_row(table, name, "yes" if router["ready"] else "no", _or_dash(router["version"]), missing, run)
+    return table
 
 
 def expert_table(answer: Mapping[str, Any]) -> RenderableType:

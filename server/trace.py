@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import structlog
 
 from expert_store import UnknownAlias, UnknownExpert, UnknownVersion
-from server.errors import InvalidRequest, TooBusy
+from server.errors import InvalidRequest, RouterNotReady, TooBusy
 from server.metrics import Endpoint, Metrics, Outcome, RequestRecord
 from server.routing.base import Decision
 
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 # "cmpl" is OpenAI's, and clients have come to look for it.
 _ID_PREFIXES: Mapping[Endpoint, str] = {"generate": "generate", "route": "route", "completions": "cmpl"}
-_CLIENT_MISTAKES = (InvalidRequest, UnknownExpert, UnknownVersion, UnknownAlias)
+_CLIENT_MISTAKES = (InvalidRequest, RouterNotReady, UnknownExpert, UnknownVersion, UnknownAlias)
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ def _log_fields(record: RequestRecord) -> dict[str, Any]:
         "error": record.error,
         "reason": decision.reason if decision else None,
         "expert": decision.expert.ref if decision and decision.expert else None,
+        "experts": _shares(decision) if decision and not decision.expert else None,
         "asked": len(decision.considered) if decision else None,
         "catalog_generation": decision.catalog_generation if decision else None,
         "prompt_tokens": record.prompt_tokens,
@@ -161,6 +162,11 @@ def _log_fields(record: RequestRecord) -> dict[str, Any]:
         "total_ms": _milliseconds(record.total_seconds),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _shares(decision: Decision) -> str | None:
+    """A mixture as "sql@1:0.62 dates@2:0.38"."""
+    return " ".join(f"{share.expert.ref}:{share.weight:.2f}" for share in decision.shares) or None
 
 
 def _milliseconds(seconds: float) -> float:

@@ -1,8 +1,10 @@
 """`relay train ...`: options to recipe, errors to messages. Knows no training."""
 
 import shlex
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +12,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from expert_store import StoreError, check_name
+from expert_store import ROUTER_FILE, ExpertStore, StoreError, check_name
 from server.client import add_expert
 from server.errors import RelayError
 from server.model.base import BUNDLED, load_base
 from server.settings import Settings, server_url
-from training.errors import TrainingError
+from training.errors import InvalidRun, TrainingError
 from training.gate import GateOptions, read_parent, train_gate
 from training.progress import RunObserver, TerminalProgress
+from training.router import RouterOptions, TrainedRouter, choose_experts, read_router_data, train_router
 from training.see import SeeOptions, train_see
 from training.selection import About, Trained, Wake, read_data
 
@@ -25,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train expert
 _console = Console(stderr=True)
 _DEFAULTS = SeeOptions()
 _GATE_DEFAULTS = GateOptions()
+_ROUTER_DEFAULTS = RouterOptions()
 _COMMAND_CHARS = 4000  # what a manifest holds
 
 # Options that recipes share.
@@ -57,6 +61,11 @@ Resume = Annotated[bool, typer.Option(help="Continue an unfinished run in --out.
 class Kind(StrEnum):
     ALORA = "alora"
     LORA = "lora"
+
+
+class GateKind(StrEnum):
+    SIGMOID = "sigmoid"
+    SOFTMAX = "softmax"
 
 
 class WakeAt(StrEnum):
@@ -194,9 +203,87 @@ def gate(
     _run(run, out, register=register, url=url)
 
 
+@app.command()
+def router(
+    memory: Annotated[Path, typer.Option(help="JSON lines {id, expert, input, output}: rows of every expert's task.")],
+    out: Annotated[Path, typer.Option(help="Folder for the router and its manifest.")],
+    store: Annotated[Path | None, typer.Option(envvar="RELAY_STORE", help="The store that holds the experts.")] = None,
+    expert: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[@V]", help="Route to these; repeatable (default: all live LoRAs)")
+    ] = None,
+    register: Annotated[bool, typer.Option(help="Put it into the store; servers use it at once.")] = False,
+    gates: Annotated[GateKind, typer.Option(help="sigmoid: each for itself; softmax: one against another.")] = (
+        GateKind.SIGMOID
+    ),
+    base: BaseModel = BUNDLED,
+    device: Device = "auto",
+    cache: Cache = None,
+    epochs: Epochs = _ROUTER_DEFAULTS.epochs,
+    lr: Rate = _ROUTER_DEFAULTS.learning_rate,
+    batch_size: BatchSize = _ROUTER_DEFAULTS.batch_size,
+    max_tokens: MaxTokens = None,
+    seed: Seed = _ROUTER_DEFAULTS.seed,
+    eval_memory: Annotated[Path | None, typer.Option(help="Held-out rows (default: 10% of --memory)")] = None,
+    resume: Resume = False,
+) -> None:
+    """Train the learned router over plain LoRAs of a store (L2R)."""
+    options = RouterOptions(
+        gates="sigmoid" if gates is GateKind.SIGMOID else "softmax",
+        epochs=epochs,
+        learning_rate=lr,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    with _clear_errors(out):
+        opened = ExpertStore.open(_existing(store or _default("store")))
+        data = read_router_data(choose_experts(opened.catalog, expert or ()), memory, eval_memory)
+        with TerminalProgress(_console) as progress:
+            loaded = load_base(base, device=device, cache=cache or default_cache())
+            trained = train_router(
+                loaded, data, options, command=_command("router"), out=out, resume=resume, observer=progress
+            )
+        _report_router(trained)
+        if register:
+            with opened.stage() as staged:
+                shutil.copyfile(out / ROUTER_FILE, staged.folder / ROUTER_FILE)
+                published = opened.publish_router(staged, trained.draft)
+            _console.print(f"registered as version {published.version}", highlight=False)
+
+
+def _existing(store: Path) -> Path:
+    """Raises InvalidRun: opening a store would make it."""
+    if not store.is_dir():
+        raise InvalidRun(f"{store} is not there: name the folder of the experts' store with --store or RELAY_STORE")
+    return store
+
+
+def _report_router(trained: TrainedRouter) -> None:
+    quality = trained.draft.quality
+    _console.print(
+        f"{trained.folder}: {len(trained.draft.experts)} experts; loss on {quality['held_out']:.0f} held-out rows "
+        f"{quality['loss']:.4f}, evenly mixed {quality['loss_uniform']:.4f}, the right expert alone "
+        f"{quality['loss_oracle']:.4f}; it leads {quality['leader_accuracy']:.1%} of the time",
+        highlight=False,
+    )
+
+
+@contextmanager
+def _clear_errors(out: Path) -> Iterator[None]:
+    """What a user can mend becomes one message and exit status 1."""
+    try:
+        yield
+    except (TrainingError, RelayError, StoreError) as error:
+        _console.print(error.message, style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        _console.print(f"interrupted: the same command with --resume goes on from the last checkpoint in {out}")
+        raise typer.Exit(130) from error
+
+
 def _run(train: Callable[[RunObserver], Trained], out: Path, *, register: str | None, url: str | None) -> None:
     """Trains, reports, registers. `train` reads all files before it loads the base, so that a mistake shows at once."""
-    try:
+    with _clear_errors(out):
         if register is not None:
             check_name(register)
         with TerminalProgress(_console) as progress:
@@ -205,12 +292,6 @@ def _run(train: Callable[[RunObserver], Trained], out: Path, *, register: str | 
         if register is not None:
             published = add_expert(server_url(url), out, name=register, activate=True)
             _console.print(f"registered as {published['name']}@{published['version']}", highlight=False)
-    except (TrainingError, RelayError, StoreError) as error:
-        _console.print(error.message, style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        _console.print(f"interrupted: the same command with --resume goes on from the last checkpoint in {out}")
-        raise typer.Exit(130) from error
 
 
 def _report(trained: Trained) -> None:
@@ -239,5 +320,9 @@ def _command(recipe: str) -> str:
 
 def default_cache() -> Path:
     """Where the server keeps a converted base too."""
-    folder: Path = Settings.model_fields["cache"].get_default(call_default_factory=True)
+    return _default("cache")
+
+
+def _default(setting: str) -> Path:
+    folder: Path = Settings.model_fields[setting].get_default(call_default_factory=True)
     return folder

@@ -1,21 +1,27 @@
 """Walks through a plan of steps with transformers' Trainer, resumably. Knows no recipe and no data files."""
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from typing_extensions import override
 
-from training.batches import Step, StepDataset
+from training.batches import Step
 from training.errors import Diverged
 from training.progress import RunObserver
-from training.suffix import SuffixRunner
+
+
+class StepRunner(Protocol):
+    """Computes a step's loss; `training.suffix.SuffixRunner` for adapters."""
+
+    def step_loss(self, step: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -29,16 +35,16 @@ class LoopOptions:
 
 
 def run_plan(
-    model: PeftModel,
-    runner: SuffixRunner,
-    steps: StepDataset,
+    model: nn.Module,
+    runner: StepRunner,
+    steps: Dataset[Any],
     options: LoopOptions,
     *,
     checkpoints: Path,
     resume: bool,
     observer: RunObserver,
 ) -> None:
-    """Trains `model`, which `runner` runs, in place; checkpoints hold adapter, optimiser, schedule and random states.
+    """Trains `model`, which `runner` runs, in place; checkpoints hold weights, optimiser, schedule and random states.
 
     Steps come from the plan in order, so a resumed run skips those made and continues as if it had never stopped.
     Raises Diverged, before a bad gradient can reach the weights.
@@ -53,9 +59,9 @@ class _PlanTrainer(Trainer):
 
     def __init__(
         self,
-        model: PeftModel,
-        runner: SuffixRunner,
-        steps: StepDataset,
+        model: nn.Module,
+        runner: StepRunner,
+        steps: Dataset[Any],
         options: LoopOptions,
         checkpoints: Path,
         observer: RunObserver,
@@ -67,12 +73,12 @@ class _PlanTrainer(Trainer):
             train_sampling_strategy="sequential",
             learning_rate=options.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=round(options.warmup * len(steps)),
+            warmup_steps=round(options.warmup * len(cast(Sized, steps))),
             save_strategy="steps",
             save_steps=options.save_every,
             save_total_limit=2,
             seed=options.seed,
-            use_cpu=model.device.type == "cpu",
+            use_cpu=next(model.parameters()).device.type == "cpu",
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             logging_strategy="no",

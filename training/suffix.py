@@ -40,7 +40,7 @@ class SuffixRunner:
         """[L, V] fp32, only where labels are: with a large vocabulary the head is the largest single cost."""
         hidden_LD = self.trained_hidden_states(part).flatten(0, 1)[part["hidden_at_L"]]
         head: nn.Module = self._base.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return _as_the_model_scales(head(hidden_LD).float(), self._base.config)
+        return as_the_model_scales(head(hidden_LD).float(), self._base.config)
 
     def trained_hidden_states(self, part: Part) -> Tensor:
         """[N, S, D] of the trained tokens, the adapter active on all of them and on none of the frozen ones."""
@@ -91,7 +91,7 @@ class SuffixRunner:
         return cache
 
 
-def _as_the_model_scales(logits_LV: Tensor, config: PreTrainedConfig) -> Tensor:
+def as_the_model_scales(logits_LV: Tensor, config: PreTrainedConfig) -> Tensor:
     """What some families do behind the head: Cohere multiplies, Granite divides, Gemma caps.
 
     What a family does not do is left out: on a CPU each pass over [L, V] takes as long as a layer.

@@ -19,9 +19,10 @@ from server.api.schemas import (
 from server.api.serving import Ready, Serving
 from server.api.stream import EventSender, EventStream
 from server.api.views import done_event, generate_response, route_response, routing_model
+from server.errors import InvalidRequest
 from server.model.chat import Message
 from server.model.sampling import Sampling
-from server.routing.base import Decision
+from server.routing.base import Decision, ScoringRouter
 from server.service import Answer, GenerationQuery, Query, Unheard
 
 router = APIRouter(tags=["generation"])
@@ -40,7 +41,10 @@ data: {"id": "generate-...", "finish_reason": "stop", "usage": {...}, "routing":
 @router.post(
     "/generate",
     response_model=GenerateResponse,
-    responses={200: {"content": {"text/event-stream": {"example": _STREAM_EXAMPLE}}}, **errors(404, 422, 429, 503)},
+    responses={
+        200: {"content": {"text/event-stream": {"example": _STREAM_EXAMPLE}}},
+        **errors(404, 409, 422, 429, 503),
+    },
     openapi_extra=json_request(GenerateRequest),
 )
 async def generate(
@@ -63,7 +67,7 @@ async def generate(
 @router.post(
     "/route",
     response_model=RouteResponse,
-    responses=errors(404, 422, 429, 503),
+    responses=errors(404, 409, 422, 429, 503),
     openapi_extra=json_request(PromptRequest),
 )
 async def route(
@@ -77,6 +81,7 @@ async def route(
         expert=body.expert,
         router=body.router or serving.default_router,
         shortlist=serving.shortlist(body.shortlist),
+        shadow=_shadow(body, serving),
     )
     return route_response(await until_disconnected(request.receive, serving.service.route(query)))
 
@@ -107,10 +112,19 @@ def _generation_query(body: GenerateRequest, serving: Serving) -> GenerationQuer
         expert=body.expert,
         router=body.router or serving.default_router,
         shortlist=serving.shortlist(body.shortlist),
+        shadow=_shadow(body, serving),
         sampling=_sampling(body, serving),
         stops=tuple(body.stop),
         refuse_fallback=body.fallback == "refuse",
     )
+
+
+def _shadow(body: PromptRequest, serving: Serving) -> tuple[ScoringRouter, ...]:
+    """Raises InvalidRequest for the router that decides: it would only be run twice."""
+    used = body.router or serving.default_router
+    if body.expert is None and used in body.shadow:
+        raise InvalidRequest(f"shadow names router {used}, which decides here: leave it out", param="shadow")
+    return body.shadow
 
 
 def _sampling(body: GenerateRequest, serving: Serving) -> Sampling:

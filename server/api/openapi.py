@@ -24,7 +24,7 @@ _FILE = {"type": "string", "format": "binary"}
 _ERRORS = {
     400: ("malformed_body", "The body cannot be read."),
     404: ("unknown_expert", "No such expert, version or alias."),
-    409: ("version_in_use", "The pool's state forbids it."),
+    409: ("version_in_use", "The state of the pool or of a router forbids it."),
     413: ("body_too_large", "The body is over the server's limit."),
     415: ("unsupported_media_type", "The content type is not one this route reads."),
     422: ("invalid_field", "A value that cannot be served; `param` names it."),

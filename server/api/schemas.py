@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from expert_store import Indicators, Kind, Training
 from server.model.sampling import Sampling
-from server.routing.base import Reason, RouterName
+from server.routing.base import Reason, RouterName, ScoringRouter
 from server.service import FinishReason
 from server.settings import MAX_SHORTLIST
 
@@ -72,7 +72,9 @@ class PromptRequest(RequestModel):
         None, min_length=1, max_length=MAX_MESSAGES, description="A conversation; give this or `prompt`."
     )
     router: RouterName | None = Field(
-        None, description="`chain` asks the experts; `none` goes to the base model. Default: the server's setting."
+        None,
+        description="`chain` asks the experts, `gradient` and `learned` weigh them, `none` goes to the base model. "
+        "Default: the server's setting.",
     )
     expert: Ref | None = Field(
         None, description="Name, name@version or name@alias of the expert to answer; no router is asked then."
@@ -84,6 +86,15 @@ class PromptRequest(RequestModel):
         description="Let the chain ask only so many experts, chosen by the prompt's words; 0 asks all. Default: the "
         "server's setting.",
     )
+    shadow: tuple[ScoringRouter, ...] = Field(
+        (), max_length=3, description="Routers to score for the same prompt, without acting on what they say."
+    )
+
+    @model_validator(mode="after")
+    def _shadows_are_distinct(self) -> Self:
+        if len(set(self.shadow)) < len(self.shadow):
+            raise PydanticCustomError("shadow_twice", "shadow names a router twice", {"param": "shadow"})
+        return self
 
     @model_validator(mode="after")
     def _one_of_prompt_and_messages(self) -> Self:
@@ -209,11 +220,32 @@ class ShortlistModel(ResponseModel):
     ms: float
 
 
+class ShareModel(ResponseModel):
+    expert: str
+    version: int
+    digest: str
+    weight: float = Field(description="Of a mixture by layers, the mean over them.")
+
+
+class ShadowModel(ResponseModel):
+    """What a router that was only to be scored would have decided; `problem` where it said nothing."""
+
+    router: ScoringRouter
+    ms: float
+    expert: str | None
+    version: int | None
+    score: float | None
+    fallback: bool | None
+    experts: list[ShareModel]
+    agreed: bool | None = Field(description="Whether its leading expert is the one that answers.")
+    problem: str | None
+
+
 class RoutingModel(ResponseModel):
     """Who answers, and why."""
 
     router: RouterName
-    expert: str | None = Field(description="null: the base model, or nobody.")
+    expert: str | None = Field(description="null: the base model, a mixture (see `experts`), or nobody.")
     version: int | None
     digest: str | None
     score: float | None = Field(description="The expert's own probability that the query is its task.")
@@ -222,6 +254,8 @@ class RoutingModel(ResponseModel):
     considered: list[ConsideredModel]
     catalog_generation: int
     shortlist: ShortlistModel | None = Field(description="null: the whole chain was there to be asked.")
+    experts: list[ShareModel] = Field(description="Who answers, with weights; none: the base model, or nobody.")
+    shadow: list[ShadowModel]
 
 
 class TimingsModel(ResponseModel):
@@ -374,6 +408,19 @@ class ChainMember(ResponseModel):
 class ChainResponse(CatalogChange):
     order: list[str]
     members: list[ChainMember]
+
+
+class RouterModel(ResponseModel):
+    router: ScoringRouter
+    ready: bool
+    version: int | None = Field(description="Of what it decides with; null where nothing is trained for it.")
+    missing: list[str] = Field(description="What it lacks, or what does not fit this base and catalog.")
+    run: str | None = Field(description="The command that mends it.")
+
+
+class RouterList(CatalogChange):
+    default: RouterName
+    routers: list[RouterModel]
 
 
 class HealthResponse(ResponseModel):

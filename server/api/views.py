@@ -1,5 +1,7 @@
 """Decisions, answers, experts and catalogs as response models. Computes nothing and changes nothing."""
 
+from collections.abc import Sequence
+
 from expert_store import Catalog, Expert, ExpertVersion, Gate
 from server.api.schemas import (
     ChainMember,
@@ -15,15 +17,20 @@ from server.api.schemas import (
     GenerateResponse,
     RegistrationResponse,
     RouteResponse,
+    RouterList,
+    RouterModel,
     RoutingModel,
+    ShadowModel,
+    ShareModel,
     ShortlistModel,
     TimingsModel,
     UsageModel,
     VersionRecord,
     VersionSummary,
 )
+from server.engine.answerer import Weighted
 from server.registry import Registration
-from server.routing.base import Decision, Shortlist
+from server.routing.base import Decision, RouterName, RouterStatus, Shadow, Shortlist
 from server.service import Answer, RouteAnswer
 from server.trace import Timings, Usage
 
@@ -44,7 +51,40 @@ def routing_model(decision: Decision) -> RoutingModel:
         ],
         catalog_generation=decision.catalog_generation,
         shortlist=None if decision.shortlist is None else _shortlist(decision.shortlist),
+        experts=_shares(decision.shares),
+        shadow=[_shadow(shadow, decision) for shadow in decision.shadows],
     )
+
+
+def _shares(shares: Sequence[Weighted]) -> list[ShareModel]:
+    return [
+        ShareModel(expert=s.expert.name, version=s.expert.version, digest=s.expert.digest, weight=s.weight)
+        for s in shares
+    ]
+
+
+def _shadow(shadow: Shadow, used: Decision) -> ShadowModel:
+    decision = shadow.decision
+    expert = decision.expert if decision else None
+    return ShadowModel(
+        router=shadow.router,
+        ms=round(shadow.seconds * 1000, 3),
+        expert=expert.name if expert else None,
+        version=expert.version if expert else None,
+        score=decision.score if decision else None,
+        fallback=decision.fallback if decision else None,
+        experts=_shares(decision.shares) if decision else [],
+        agreed=decision.leader == used.leader if decision else None,
+        problem=shadow.problem,
+    )
+
+
+def router_list(statuses: Sequence[RouterStatus], default: RouterName, catalog_generation: int) -> RouterList:
+    routers = [
+        RouterModel(router=s.router, ready=s.ready, version=s.version, missing=list(s.missing), run=s.way_out)
+        for s in statuses
+    ]
+    return RouterList(default=default, routers=routers, catalog_generation=catalog_generation)
 
 
 def route_response(answer: RouteAnswer) -> RouteResponse:

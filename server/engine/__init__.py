@@ -1,5 +1,6 @@
 """Continuous batching over one model: sequences, KV blocks, expert slots, steps. Knows no HTTP and no metrics."""
 
+from server.engine.answerer import Answerer, LogitMixture, OutputMixture, Weighted
 from server.engine.engine import Engine, EngineConfig, Session
 from server.engine.types import (
     Branches,
@@ -13,15 +14,19 @@ from server.engine.types import (
 from server.model.sampling import Sampling
 
 __all__ = [
+    "Answerer",
     "Branches",
     "Engine",
     "EngineConfig",
     "EngineObserver",
     "IndicatorLogits",
+    "LogitMixture",
     "Occupancy",
+    "OutputMixture",
     "PoolEvent",
     "Sampling",
     "Session",
     "StepStats",
     "Token",
+    "Weighted",
 ]

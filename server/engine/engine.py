@@ -20,13 +20,16 @@ import structlog
 import torch
 
 from expert_store import ExpertVersion, StoreError
+from server.engine.answerer import Answerer, LogitMixture, OutputMixture
+from server.engine.blend import BlendJob
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.host_cache import HostCache
-from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Rows, Waking
+from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Rows, StatesJob, Waking
 from server.engine.kv_cache import BlockPool
 from server.engine.lately_chosen import LatelyChosen
 from server.engine.outbox import Outbox
 from server.engine.prefix import PrefixCache
+from server.engine.prompt_states import States
 from server.engine.runner import Runner
 from server.engine.scheduler import StepPlan, plan_step
 from server.engine.session_state import SessionState
@@ -224,6 +227,20 @@ class Engine:
             generator=sampling.new_generator(self._device),
         )
 
+    def new_blend(self, mixture: OutputMixture, sampling: Sampling) -> BlendJob:
+        """The same for experts that compute together. Raises RequestTooLarge."""
+        assert all(expert.kind == "lora" for expert in mixture.experts), "only plain LoRAs are mixed. This is a bug."
+        self.pool.check_fits(mixture.experts)
+        first = mixture.experts[0]
+        return BlendJob(
+            mixture=mixture,
+            waking=None,
+            accept=self.indicator_tokens(first).accept if first.answers_after_accept else (),
+            sampling=sampling,
+            stop_tokens=self._stop_tokens,
+            generator=sampling.new_generator(self._device),
+        )
+
     def close(self, state: SessionState) -> None:
         """Frees everything a session holds before the next step."""
         if self.alive:
@@ -370,8 +387,7 @@ class Engine:
         finite_W = logits_WV.sum(dim=-1, dtype=torch.float32).isfinite().tolist()  # NaN and infinity survive a sum
         for state, job, row in generating:
             if not finite_W[row]:
-                ref = None if job.waking is None else job.waking.expert.ref
-                job.end_with(state, NonFiniteLogits(ref), self._resources())
+                job.end_with(state, NonFiniteLogits(job.refs), self._resources())
         return [item for item in generating if finite_W[item[2]]]
 
     def _stats(self, plan: StepPlan, seconds: float) -> StepStats:
@@ -464,6 +480,15 @@ class Session:
         self._engine.submit(self._state, job)
         return await job.future
 
+    async def prompt_states(self) -> States:
+        """[L, D] fp32: the mean over the prompt's tokens of the hidden state that enters each layer of the base.
+
+        Needs the room of a plain probe. Raises EngineStopped.
+        """
+        job = StatesJob(self._future())
+        self._engine.submit(self._state, job)
+        return await job.future
+
     def drop(self, experts: Seq[ExpertVersion]) -> None:
         """Gives up held probes."""
         self._engine.drop(self._state, experts)
@@ -472,13 +497,18 @@ class Session:
         """Has experts read into the host cache, if there is room, so that they are there when they are asked."""
         self._engine.prefetch(experts)
 
-    async def generate(self, expert: ExpertVersion | None, sampling: Sampling) -> AsyncGenerator[Token]:
+    async def generate(self, answerer: Answerer, sampling: Sampling) -> AsyncGenerator[Token]:
         """Tokens of the answer. The accept string of an expert that learned one is put before them, not among them.
 
         Continues from the expert's held probe where there is one; other probes are dropped. Raises InvocationMissing,
         RequestTooLarge, EngineStopped, or what reading the expert's files raised.
         """
-        job = self._engine.new_generation(self.prompt, expert, sampling)
+        assert not isinstance(answerer, LogitMixture), "no router mixes logits yet. This is a bug."
+        job = (
+            self._engine.new_blend(answerer, sampling)
+            if isinstance(answerer, OutputMixture)
+            else self._engine.new_generation(self.prompt, answerer, sampling)
+        )
         self._engine.submit(self._state, job)
         while True:
             token = await job.next_token()

@@ -17,6 +17,7 @@ from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool
 from server.engine.lately_chosen import LatelyChosen
 from server.engine.prefix import PrefixCache
+from server.engine.prompt_states import States
 from server.engine.session_state import Lane, SessionState
 from server.engine.types import FinishReason, IndicatorLogits, Token
 from server.errors import InvocationMissing
@@ -178,6 +179,33 @@ class LogitsJob:
 
 
 @dataclass(eq=False)
+class StatesJob:
+    """The prompt's mean hidden states [L, D] in the base. Nothing stays open; its blocks stay in the prefix cache."""
+
+    future: "asyncio.Future[States]"
+    _lane: Lane | None = None
+
+    def prepare(self, state: SessionState, resources: Resources) -> Access:
+        """Opens the lane; returns what those behind may do."""
+        if self._lane is None:
+            self._lane = state.open_watched()
+        return resources.access
+
+    def take(self, state: SessionState, rows: Rows, logits_WV: Tensor, resources: Resources) -> None:  # noqa: ARG002
+        """Answers once the whole prompt has been computed."""
+        if self._lane is None or self._lane.sequence.num_pending:
+            return
+        gathered = self._lane.sequence.states
+        assert gathered is not None, "its lane is watched. This is a bug."
+        state.end_job(resources.pool)
+        state.drop(self._lane, resources.blocks)
+        state.resolve(self.future, gathered.mean())
+
+    def fail(self, state: SessionState, error: Exception) -> None:
+        state.reject(self.future, error)
+
+
+@dataclass(eq=False)
 class GenerateJob:
     """The tokens of an answer, one a step."""
 
@@ -189,6 +217,11 @@ class GenerateJob:
     _tokens: "asyncio.Queue[Token | Exception]" = field(default_factory=asyncio.Queue)
     _new: list[int] = field(default_factory=list)
     lane: Lane | None = None
+
+    @property
+    def refs(self) -> str | None:
+        """Who answers, in words; None for the base."""
+        return None if self.waking is None else self.waking.expert.ref
 
     async def next_token(self) -> Token:
         """Waits on the event loop; raises what ended the generation before its time."""
@@ -273,4 +306,4 @@ class GenerateJob:
         return held
 
 
-Job = ProbeJob | LogitsJob | GenerateJob
+Job = ProbeJob | LogitsJob | StatesJob | GenerateJob

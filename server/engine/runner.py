@@ -12,8 +12,9 @@ from server.model.attention import KVGeometry, PagedKV, SegmentSpan, plan_attent
 from server.model.base import Base
 from server.model.fused import FusedDecoder, fusible
 from server.model.generic import GenericDecoder
-from server.model.lora import LoraArenas, Slots, arena_maker, plan_lora
+from server.model.lora import Blend, LoraArenas, Slots, arena_maker, plan_lora
 from server.model.native import Kernels
+from server.model.states import StateSums
 
 _CHECK_TOKENS = 24
 # Root mean square difference to transformers' own logits, relative to their spread, that rounding can explain (in bf16
@@ -59,16 +60,26 @@ class Runner:
         """One forward pass; [W, V] logits of all that segments want, in plan order."""
         spans, tokens, positions, slots_T, wanted = _lay_out(plan.segments)
         copies = [(copy.source, copy.target, copy.num_tokens) for copy in plan.copies]
-        return self._forward(spans, tokens, positions, slots_T, wanted, copies)
+        watched = [
+            (span, segment.sequence.states)
+            for span, segment in zip(spans, plan.segments, strict=True)
+            if segment.sequence.states is not None
+        ]
+        sums = StateSums([(span.first_token, span.first_token + span.num_queries) for span, _ in watched])
+        logits = self._forward(spans, tokens, positions, slots_T, wanted, copies, sums if watched else None)
+        for index, (span, states) in enumerate(watched):
+            states.add(sums.of(index), span.num_queries)
+        return logits
 
     def _forward(
         self,
         spans: list[SegmentSpan],
         tokens: list[int],
         positions: list[int],
-        slots_T: list[Slots | None],
+        slots_T: Seq[Slots | Blend | None],
         wanted: list[int],
         copies: Seq[tuple[int, int, int]] = (),
+        states: StateSums | None = None,
     ) -> Tensor:
         return self._decoder.forward(
             torch.tensor(tokens, device=self._device),
@@ -76,6 +87,7 @@ class Runner:
             plan_attention(spans, self.kv, self._kernels, copies=copies),
             plan_lora(slots_T, device=self._device, native=self._kernels is not None),
             torch.tensor(wanted, dtype=torch.long, device=self._device),
+            states,
         )
 
     def _check(self, base: Base, tokens: list[int], expected: Tensor) -> None:
@@ -110,12 +122,12 @@ def _new_decoder(
 
 def _lay_out(
     segments: list[Segment],
-) -> tuple[list[SegmentSpan], list[int], list[int], list[Slots | None], list[int]]:
+) -> tuple[list[SegmentSpan], list[int], list[int], list[Slots | Blend | None], list[int]]:
     """Spans, token ids, positions, slots of each step token, and the step tokens whose logits are wanted."""
     spans: list[SegmentSpan] = []
     tokens: list[int] = []
     positions: list[int] = []
-    slots_T: list[Slots | None] = []
+    slots_T: list[Slots | Blend | None] = []
     wanted: list[int] = []
     for segment in segments:
         count = segment.end - segment.start

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from server.engine.kv_cache import BlockTable
-from server.model.lora import Slots
+from server.engine.prompt_states import PromptStates
+from server.model.lora import Blend, Slots
 
 
 @dataclass(eq=False)
@@ -22,7 +23,7 @@ class Sequence:
 
     tokens: list[int]
     table: BlockTable
-    slots: Slots | None = None
+    slots: Slots | Blend | None = None
     activation_start: int | None = None
     computed: int = 0
     wants_logits: bool = True
@@ -30,6 +31,7 @@ class Sequence:
     digest: str = ""  # of the expert
     keys: list[bytes] = field(default_factory=list)  # of its first blocks, see `prefix`
     fork: "Fork | None" = None
+    states: PromptStates | None = None  # where its hidden states are wanted
 
     @property
     def num_pending(self) -> int:
@@ -74,7 +76,7 @@ class Segment:
     sequence: Sequence
     start: int
     end: int
-    slots: Slots | None
+    slots: Slots | Blend | None
 
     @property
     def wanted(self) -> list[int]:

@@ -20,14 +20,15 @@ from server.engine.expert_pool import Access, ExpertPool
 from server.engine.kv_cache import BlockPool, BlockTable, Reservation
 from server.engine.outbox import Outbox
 from server.engine.prefix import PrefixCache
+from server.engine.prompt_states import PromptStates
 from server.engine.scheduler import BlockCopy, Fork, Sequence
 from server.model.chat import Prompt
-from server.model.lora import Slots
+from server.model.lora import Blend, Slots
 
 
 @dataclass(eq=False)
 class Lane:
-    """A sequence and the expert that computes it (None: the base).
+    """A sequence and the expert that computes it (None: the base, or several together).
 
     `logits_V` are those behind its last token, where they were computed before anybody asked for them.
     """
@@ -47,7 +48,7 @@ class SessionState:
     outbox: Outbox
     jobs: deque[Any] = field(default_factory=deque)
     base: Lane | None = None
-    asked: dict[str, Lane] = field(default_factory=dict)  # by the expert's digest
+    asked: dict[str, Lane] = field(default_factory=dict)  # by the digest of who computes
     pinned: list[ExpertVersion] = field(default_factory=list)  # by the first job, until it ends
     reservation: Reservation | None = None
     computed_tokens: int = 0
@@ -103,6 +104,20 @@ class SessionState:
         self.asked[expert.digest] = Lane(sequence, expert)
         return self.asked[expert.digest]
 
+    def open_blend(self, digest: str, blend: Blend, tokens: list[int], prefix: PrefixCache) -> Lane:
+        """A fresh lane for pinned experts that compute together from the first token on; `digest` names the blend."""
+        sequence = Sequence(tokens, BlockTable(self._claim()), slots=blend, activation_start=0, digest=digest)
+        prefix.adopt(sequence)
+        self.asked[digest] = Lane(sequence, expert=None)
+        return self.asked[digest]
+
+    def open_watched(self) -> Lane:
+        """A lane that runs the base over the whole prompt, whatever of it is cached, for its hidden states."""
+        tokens, digest = list(self.prompt.tokens), "(states)"
+        sequence = Sequence(tokens, BlockTable(self._claim()), wants_logits=False, digest=digest, states=PromptStates())
+        self.asked[digest] = Lane(sequence, expert=None)
+        return self.asked[digest]
+
     def fork_base(
         self,
         expert: ExpertVersion,
@@ -146,10 +161,10 @@ class SessionState:
     def drop(self, lane: Lane, blocks: BlockPool) -> None:
         """Frees one lane's blocks."""
         blocks.free(lane.sequence.table)
-        if lane.expert is None:
+        if lane is self.base:
             self.base = None
         else:
-            del self.asked[lane.expert.digest]
+            del self.asked[lane.sequence.digest]
 
     def release(self, blocks: BlockPool, pool: ExpertPool) -> None:
         """Frees everything."""

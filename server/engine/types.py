@@ -30,6 +30,9 @@ class Branches:
     activated: int = 0
     plain: int = 0
 
+    def __add__(self, other: "Branches") -> "Branches":
+        return Branches(self.activated + other.activated, self.plain + other.plain)
+
 
 @dataclass(frozen=True)
 class StepStats:

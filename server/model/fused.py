@@ -24,6 +24,7 @@ from transformers import (
 from server.model.attention import AttentionPlan
 from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
 from server.model.native import Kernels
+from server.model.states import StateSums
 
 # Legend: T tokens in the step, W tokens whose logits are wanted, D head width, F width of the MLP, V vocabulary.
 
@@ -150,14 +151,22 @@ class FusedDecoder:
         return _Site(FusedLinear([getattr(module, name) for name in names]), self._arenas[-1])
 
     def forward(
-        self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionPlan, lora: LoraPlan | None, wanted_W: Tensor
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        attention: AttentionPlan,
+        lora: LoraPlan | None,
+        wanted_W: Tensor,
+        states: StateSums | None = None,
     ) -> Tensor:
-        """[W, V] logits of the wanted tokens."""
+        """[W, V] logits of the wanted tokens. `states` is told what enters each layer."""
         hidden_TI = F.embedding(tokens_T, self._embedding)
         rotation = self._rotation(hidden_TI, positions_T)
         delta_TI: Tensor | None = None
         for index, layer in enumerate(self._layers):
             hidden_TI, x_TI = self._add_norm(hidden_TI, delta_TI, layer.input_norm)
+            if states is not None:
+                states.add(hidden_TI)
             attended = self._attend(index, layer, layer.qkv(x_TI, lora), rotation, attention)
             hidden_TI, x_TI = self._add_norm(hidden_TI, layer.out(attended, lora), layer.mlp_norm)
             delta_TI = layer.down(self._swiglu(layer.gate_up(x_TI, lora)), lora)

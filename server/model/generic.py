@@ -5,6 +5,7 @@ the Llama family in fewer operations.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from server.model.attention import IMPLEMENTATION, AttentionPlan
 from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
+from server.model.states import StateSums, decoder_layers, watched
 
 # Legend: T tokens in the step, I/O input and output width, W tokens whose logits are wanted, V vocabulary.
 
@@ -45,6 +47,7 @@ class GenericDecoder:
     def __init__(self, model: PreTrainedModel, linears: Sequence[str], new_arena: NewArena) -> None:
         model.set_attn_implementation(IMPLEMENTATION)
         self._model = model
+        self._layers = decoder_layers(model)
         self._switch = _Switch()
         arenas = []
         for path in linears:
@@ -55,9 +58,21 @@ class GenericDecoder:
         self.arenas = LoraArenas(arenas)
 
     def forward(
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        attention: AttentionPlan,
+        lora: LoraPlan | None,
+        wanted_W: Tensor,
+        states: StateSums | None = None,
+    ) -> Tensor:
+        """[W, V] logits of the wanted tokens. `states` is told what enters each layer."""
+        with nullcontext() if states is None else watched(self._layers, states):
+            return self._forward(tokens_T, positions_T, attention, lora, wanted_W)
+
+    def _forward(
         self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionPlan, lora: LoraPlan | None, wanted_W: Tensor
     ) -> Tensor:
-        """[W, V] logits of the wanted tokens."""
         self._switch.plan = lora
         inputs = {
             "input_ids": tokens_T[None],

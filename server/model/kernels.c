@@ -212,9 +212,12 @@ void attend(const bf16 *query, int64_t query_stride, const bf16 *cache, bf16 *ou
     }
 }
 
-/* Tokens [start, start + count) through slots [slot, slot + slots); h has room for count * slots * terms numbers. */
+/* Tokens [start, start + count) through `slots` slots: slot[s], whose terms count weight[s] times.
+ * h has room for count * slots * terms numbers. */
 typedef struct {
-    int64_t start, count, slot, slots;
+    int64_t start, count, slots;
+    const int64_t *slot;
+    const float *weight;
     float *h;
 } Run;
 
@@ -250,9 +253,10 @@ static inline float total(floats x) {
     return sum;
 }
 
-/* h[t][r] = x[t] . a[r] for so many tokens and rows of width I; inlined for each pair of numbers. */
-static inline __attribute__((always_inline)) void project_block(const bf16 *x, const bf16 *a, int64_t I, float *h,
-                                                                int64_t h_stride, const int tokens, const int rows) {
+/* h[t][r] = weight * x[t] . a[r] for so many tokens and rows of width I; inlined for each pair of numbers. */
+static inline __attribute__((always_inline)) void project_block(const bf16 *x, const bf16 *a, int64_t I, float weight,
+                                                                float *h, int64_t h_stride, const int tokens,
+                                                                const int rows) {
     floats sum[TOKENS][ROWS] = {0}, low[TOKENS], high[TOKENS];
     int64_t i = 0;
     for (; i + NUMBERS <= I; i += NUMBERS) {
@@ -266,7 +270,7 @@ static inline __attribute__((always_inline)) void project_block(const bf16 *x, c
         for (int r = 0; r < rows; r++) {
             float dot = total(sum[t][r]);
             for (int64_t j = i; j < I; j++) dot += wide(x[t * I + j]) * wide(a[r * I + j]);
-            h[t * h_stride + r] = dot;
+            h[t * h_stride + r] = weight * dot;
         }
 }
 
@@ -278,16 +282,17 @@ static inline void project(const Run *run, const bf16 *x, const bf16 *a, int64_t
         int64_t left = run->count - t, step = left >= 4 ? 4 : left >= 2 ? 2 : 1;
         const bf16 *in = x + (run->start + t) * I;
         for (int64_t row = low; row < high;) {
-            const bf16 *r = a + (run->slot * terms + row) * I;
-            float *h = run->h + t * stride + row;
-            if (row + ROWS > high) {
-                for (int64_t k = 0; k < step; k++) project_block(in + k * I, r, I, h + k * stride, stride, 1, 1);
+            int64_t s = row / terms, end = (s + 1) * terms < high ? (s + 1) * terms : high;
+            const bf16 *r = a + (run->slot[s] * terms + row % terms) * I;
+            float *h = run->h + t * stride + row, weight = run->weight[s];
+            if (row + ROWS > end) {
+                for (int64_t k = 0; k < step; k++) project_block(in + k * I, r, I, weight, h + k * stride, stride, 1, 1);
                 row++;
                 continue;
             }
-            if (step == 4) project_block(in, r, I, h, stride, 4, ROWS);
-            else if (step == 2) project_block(in, r, I, h, stride, 2, ROWS);
-            else project_block(in, r, I, h, stride, 1, ROWS);
+            if (step == 4) project_block(in, r, I, weight, h, stride, 4, ROWS);
+            else if (step == 2) project_block(in, r, I, weight, h, stride, 2, ROWS);
+            else project_block(in, r, I, weight, h, stride, 1, ROWS);
             row += ROWS;
         }
         t += step;
@@ -296,16 +301,16 @@ static inline void project(const Run *run, const bf16 *x, const bf16 *a, int64_t
 
 enum { CHUNK = 256 }; /* columns that a thread takes at a time where there are few runs */
 
-/* y[t] += h[t] B for so many tokens and `span` vectors of columns; row z of slot s of B at (s * rank + z) * width. */
+/* y[t] += h[t] B for so many tokens and `span` vectors of columns; row z of a slot of B at (slot * rank + z) * width. */
 static inline __attribute__((always_inline)) void expand_block(const float *h, int64_t h_stride, bf16 *y,
                                                                int64_t y_stride, const bf16 *b, int64_t width,
-                                                               int64_t slots, int64_t terms, int64_t rank,
-                                                               const int tokens, const int span) {
+                                                               const int64_t *slot, int64_t slots, int64_t terms,
+                                                               int64_t rank, const int tokens, const int span) {
     floats low[TOKENS][SPAN] = {0}, high[TOKENS][SPAN] = {0};
     for (int64_t s = 0; s < slots; s++)
         for (int64_t z = 0; z < rank; z++)
             for (int n = 0; n < span; n++) {
-                words w = load(b + (s * rank + z) * width + n * NUMBERS);
+                words w = load(b + (slot[s] * rank + z) * width + n * NUMBERS);
                 for (int t = 0; t < tokens; t++) {
                     float factor = h[t * h_stride + s * terms + z];
                     low[t][n] += factor * lower(w);
@@ -328,10 +333,10 @@ static inline void expand(const Run *run, bf16 *y, int64_t y_stride, const bf16 
     for (int64_t t = 0; t < run->count;) {
         int64_t left = run->count - t, step = left >= 4 ? 4 : left >= 2 ? 2 : 1, from = low;
         const float *h = run->h + t * stride + part * rank;
-        const bf16 *rows = b + run->slot * rank * width - edge;
+        const bf16 *rows = b - edge;
         bf16 *out = y + (run->start + t) * y_stride;
 #define EXPAND(tokens, span) \
-    expand_block(h, stride, out + from, y_stride, rows + from, width, slots, terms, rank, tokens, span)
+    expand_block(h, stride, out + from, y_stride, rows + from, width, run->slot, slots, terms, rank, tokens, span)
         for (; from + SPAN * NUMBERS <= high; from += SPAN * NUMBERS)
             if (step == 4) EXPAND(4, SPAN);
             else if (step == 2) EXPAND(2, SPAN);
@@ -342,7 +347,7 @@ static inline void expand(const Run *run, bf16 *y, int64_t y_stride, const bf16 
                 float sum = wide(out[k * y_stride + from]);
                 for (int64_t s = 0; s < slots; s++)
                     for (int64_t z = 0; z < rank; z++)
-                        sum += h[k * stride + s * terms + z] * wide(rows[(s * rank + z) * width + from]);
+                        sum += h[k * stride + s * terms + z] * wide(rows[(run->slot[s] * rank + z) * width + from]);
                 out[k * y_stride + from] = narrow(sum);
             }
         t += step;
@@ -361,17 +366,19 @@ static inline void expand_parts(const Run *run, bf16 *y, int64_t y_stride, const
 
 /* y += x A^T B for runs of tokens that each have their own slots.
  *
- * Run r: tokens [table[4 r], table[4 r + 1]) through slots [table[4 r + 2], table[4 r + 3]). a [slots, parts, rank, I];
+ * Run r: tokens [table[4 r], table[4 r + 1]) through slots slot[table[4 r + 2]] to slot[table[4 r + 3] - 1], whose terms
+ * are multiplied by the numbers at the same places of weight. a [slots, parts, rank, I];
  * part p of a token's output, its columns [edge[p], edge[p + 1]), adds what b[p] [slots, rank, width of p] makes of it.
  * h: room for parts * rank numbers for each pair of a token and one of its slots.
  * Many runs are dealt out to the threads whole, a few are cut into rows and columns. */
 void add_terms(bf16 *y, int64_t y_stride, const bf16 *x, int64_t I, const bf16 *a, const bf16 *const *b,
-               const int64_t *edge, const int64_t *table, int64_t runs, int64_t parts, int64_t rank, float *h) {
+               const int64_t *edge, const int64_t *table, const int64_t *slot, const float *weight, int64_t runs,
+               int64_t parts, int64_t rank, float *h) {
     int64_t terms = parts * rank, columns = edge[parts], before = 0;
     Run run[runs];
     for (int64_t r = 0; r < runs; r++) {
         const int64_t *row = table + 4 * r;
-        run[r] = (Run){row[0], row[1] - row[0], row[2], row[3] - row[2], h + before * terms};
+        run[r] = (Run){row[0], row[1] - row[0], row[3] - row[2], slot + row[2], weight + row[2], h + before * terms};
         before += run[r].count * run[r].slots;
     }
     if (runs >= 4) {

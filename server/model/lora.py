@@ -6,9 +6,11 @@ Every linear (or several that read the same input, side by side) has an *arena* 
 each slot. An expert of rank r holds ceil(r / slot_rank) adjacent slots in every arena, its last terms zero. A step's
 tokens come in *runs* of one expert. A long run is multiplied by its expert's terms alone; short runs of like length
 are multiplied together, one batched product over their slots. Either way only what a token needs is computed, and no
-weights are copied unless the slots lie far apart.
+weights are copied unless the slots lie far apart. Tokens of a *blend* go through several experts, each weighed
+anew in every decoder layer.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,13 +48,35 @@ class AdapterWeights:
     terms: Mapping[str, Terms]
 
 
+@dataclass(frozen=True, eq=False)
+class Blend:
+    """Several experts at once: in decoder layer l what `slots[e]` add counts `weight_LE[l, e]` times (fp32, CPU)."""
+
+    slots: tuple[Slots, ...]
+    weight_LE: Tensor
+
+    @property
+    def start(self) -> int:
+        """A place among those of single experts."""
+        return self.slots[0].start
+
+    @property
+    def parts(self) -> Iterator[tuple[Slots, Tensor]]:
+        """Each expert's slots and its weights [L]."""
+        return zip(self.slots, self.weight_LE.unbind(dim=1), strict=True)
+
+
 @dataclass(frozen=True)
 class _Run:
-    """Tokens [start, stop) of one expert."""
+    """Tokens [start, stop) of one expert, whose terms count `weight_L` times in each layer; None: once."""
 
     start: int
     stop: int
     slots: Slots
+    weight_L: Tensor | None = None
+
+    def weight(self, layer: int | None) -> float | None:
+        return _weight_in(self.weight_L, layer)
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,7 @@ class _Batch:
     output_token: Tensor | None
     tokens: slice
     unique: bool  # no token has more than one slot
+    weight_Lm: Tensor | None = None  # [L, rows] factors of the rows, where one of them is weighed
 
 
 @dataclass(frozen=True)
@@ -82,7 +107,9 @@ class LoraPlan:
     native: NativeRuns | None  # all of them, where there are kernels; then there are no runs or batches here
 
 
-def plan_lora(slots_T: Sequence[Slots | None], *, device: torch.device, native: bool = False) -> LoraPlan | None:
+def plan_lora(
+    slots_T: Sequence[Slots | Blend | None], *, device: torch.device, native: bool = False
+) -> LoraPlan | None:
     """The plan for a step whose token t uses `slots_T[t]`; None where every token is the base's.
 
     Any order is right; adjacent tokens of one expert are what makes it fast. `native`: kernels take the short runs.
@@ -92,15 +119,18 @@ def plan_lora(slots_T: Sequence[Slots | None], *, device: torch.device, native: 
         return None
     present = frozenset(run.slots.start for run in runs)
     if native:
-        return LoraPlan(present, (), (), NativeRuns([piece for run in runs for piece in _pieces(run)]))
+        return LoraPlan(present, (), (), NativeRuns(list(_pieces(slots_T))))
     long, batches = _batched(runs, device)
     return LoraPlan(present, long, batches, None)
 
 
-def _pieces(run: _Run) -> Iterator[tuple[int, int, int, int]]:
-    """What one thread takes at a time of a run, with its slots."""
-    for start in range(run.start, run.stop, _PIECE):
-        yield start, min(start + _PIECE, run.stop), run.slots.start, run.slots.stop
+def _pieces(slots_T: Sequence[Slots | Blend | None]) -> Iterator[tuple[int, int, list[tuple[int, Tensor | None]]]]:
+    """What one thread takes at a time: tokens, and their slots with the weights of each."""
+    for start, stop, slots in _groups(slots_T):
+        parts = slots.parts if isinstance(slots, Blend) else [(slots, None)]
+        entries = [(slot, weight_L) for of_expert, weight_L in parts for slot in of_expert]
+        for first in range(start, stop, _PIECE):
+            yield first, min(first + _PIECE, stop), entries
 
 
 def _batched(runs: Sequence[_Run], device: torch.device) -> tuple[list[_Run], list[_Batch]]:
@@ -122,21 +152,33 @@ def _batched(runs: Sequence[_Run], device: torch.device) -> tuple[list[_Run], li
     return long, batches
 
 
-def _runs(slots_T: Sequence[Slots | None]) -> Iterator[_Run]:
+def _runs(slots_T: Sequence[Slots | Blend | None]) -> Iterator[_Run]:
+    """Of every expert apart, also where a blend has several for the same tokens."""
+    for start, stop, slots in _groups(slots_T):
+        if isinstance(slots, Blend):
+            yield from (_Run(start, stop, of_expert, weight_L) for of_expert, weight_L in slots.parts)
+        else:
+            yield _Run(start, stop, slots)
+
+
+def _groups(slots_T: Sequence[Slots | Blend | None]) -> Iterator[tuple[int, int, Slots | Blend]]:
+    """Tokens [start, stop) with the same slots, those of the base left out."""
     start = 0
     for slots, members in groupby(slots_T):
         stop = start + sum(1 for _ in members)
         if slots is not None:
-            yield _Run(start, stop, slots)
+            yield start, stop, slots
         start = stop
 
 
 def _batch(runs: Sequence[_Run], device: torch.device) -> _Batch:
     """Every run once for each of its slots; runs that share slots stand in the same row one behind the other."""
     tokens_of: dict[int, list[int]] = defaultdict(list)
+    weights_of: dict[int, list[Tensor | None]] = defaultdict(list)
     for run in runs:
         for slot in run.slots:
             tokens_of[slot] += range(run.start, run.stop)
+            weights_of[slot] += [run.weight_L] * (run.stop - run.start)
     present = sorted(tokens_of)
     span = range(present[0], present[-1] + 1)
     whole = len(span) <= _SPREAD * len(present)
@@ -158,7 +200,32 @@ def _batch(runs: Sequence[_Run], device: torch.device) -> _Batch:
         output_token=None if in_order else torch.tensor(tokens, device=device),
         tokens=slice(first, first + len(tokens)),
         unique=len(set(tokens)) == len(tokens),
+        weight_Lm=_row_weights([weights_of.get(slot, []) for slot in columns], longest, device),
     )
+
+
+def _row_weights(weights: Sequence[Sequence[Tensor | None]], longest: int, device: torch.device) -> Tensor | None:
+    """[L, slots * longest]: the factor of row i of a slot, 1 where there is none; None if nothing is weighed."""
+    first = next((weight_L for row in weights for weight_L in row if weight_L is not None), None)
+    if first is None:
+        return None
+    factor_Lm = torch.ones(len(first), len(weights) * longest)
+    for slot, row in enumerate(weights):
+        for index, weight_L in enumerate(row):
+            if weight_L is not None:
+                factor_Lm[:, slot * longest + index] = weight_L
+    return factor_Lm.to(device)
+
+
+def _weight_in(weight_L: Tensor | None, layer: int | None) -> float | None:
+    """Outside the decoder layers every expert counts in full, once."""
+    return None if weight_L is None or layer is None else float(weight_L[layer])
+
+
+def layer_of(path: str) -> int | None:
+    """The decoder layer a module is part of, by its path as in `model.layers.3.self_attn.q_proj`."""
+    found = re.search(r"\.(\d+)\.", path)
+    return int(found[1]) if found else None
 
 
 class Arena:
@@ -180,6 +247,7 @@ class Arena:
     ) -> None:
         width_in, widths_out = features
         self.paths = tuple(paths)
+        self._layer = layer_of(self.paths[0])
         self._rank = slot_rank
         self._users: set[int] = set()  # first slots of the experts that target one of these linears
         self.a = torch.zeros(num_slots, len(paths), slot_rank, width_in, dtype=dtype, device=device)
@@ -225,7 +293,7 @@ class Arena:
         if plan.native is not None:
             assert self._kernels is not None, "a plan for kernels met an arena without. This is a bug."
             assert self._native_b is not None, "kernels come with their view of the outputs. This is a bug."
-            self._kernels.add_terms(y_TO, x_TI, self.a, self._native_b, plan.native)
+            self._kernels.add_terms(y_TO, x_TI, self.a, self._native_b, plan.native, self._layer)
         for batch in plan.batches:
             self._add_batch(y_TO, x_TI, batch)
 
@@ -233,6 +301,9 @@ class Arena:
         tokens, slots = slice(run.start, run.stop), slice(run.slots.start, run.slots.stop)
         dtype = y_TO.dtype if run.stop - run.start >= _LONG_RUN else self.a.dtype
         h = x_TI[tokens].to(dtype) @ self.a[slots].flatten(0, 2).to(dtype).T  # [t, slots * P * K]
+        weight = run.weight(self._layer)
+        if weight is not None:
+            h = h * weight
         if dtype == y_TO.dtype:
             y_TO[tokens].addmm_(h, self._outputs(slots, dtype))
         else:
@@ -254,6 +325,8 @@ class Arena:
         a = self.a[batch.slots].flatten(1, 2)
         x_SmI = x.to(a.dtype).view(batch.num_slots, -1, a.shape[-1])
         h = torch.bmm(x_SmI, a.transpose(1, 2))  # [S, m, P * K]
+        if batch.weight_Lm is not None and self._layer is not None:
+            h = (h * batch.weight_Lm[self._layer].view(batch.num_slots, -1, 1)).to(h.dtype)
         for part, columns in enumerate(self._columns):
             terms = slice(part * self._rank, (part + 1) * self._rank)
             rows = torch.bmm(h[:, :, terms], self.b[part][batch.slots]).flatten(0, 1)
@@ -272,16 +345,20 @@ def _add_rows(y_TO: Tensor, rows: Tensor, batch: _Batch) -> None:
         y_TO += total.index_add_(0, batch.output_token, rows).to(y_TO.dtype)
 
 
-def add_reference(arena: Arena, y_TO: Tensor, x_TI: Tensor, slots_T: Sequence[Slots | None]) -> None:
-    """The obvious loop `Arena.add` must equal: each token by itself through its own expert's terms."""
+def add_reference(arena: Arena, y_TO: Tensor, x_TI: Tensor, slots_T: Sequence[Slots | Blend | None]) -> None:
+    """The obvious loop `Arena.add` must equal: each token by itself through its own experts' terms."""
+    layer = layer_of(arena.paths[0])
     for token, slots in enumerate(slots_T):
         if slots is None:
             continue
         first = 0
         for part, b in enumerate(arena.b):
-            for slot in slots:
-                delta_O = (x_TI[token].to(b.dtype) @ arena.a[slot, part].T) @ b[slot]
-                y_TO[token, first : first + b.shape[-1]] += delta_O.to(y_TO.dtype)
+            for of_expert, weight_L in slots.parts if isinstance(slots, Blend) else [(slots, None)]:
+                weight = _weight_in(weight_L, layer)
+                for slot in of_expert:
+                    delta_O = (x_TI[token].to(b.dtype) @ arena.a[slot, part].T) @ b[slot]
+                    delta_O = delta_O if weight is None else weight * delta_O
+                    y_TO[token, first : first + b.shape[-1]] += delta_O.to(y_TO.dtype)
             first += b.shape[-1]
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "rotate_and_store": [_POINTER] * 5 + [_INTEGER] * 6,
     "copy_tokens": [_POINTER] * 2 + [_INTEGER] * 4,
     "attend": [_POINTER, _INTEGER] + [_POINTER] * 7 + [_INTEGER] * 5 + [_FLOAT, _INTEGER, _POINTER, _INTEGER],
-    "add_terms": [_POINTER, _INTEGER, _POINTER, _INTEGER] + [_POINTER] * 4 + [_INTEGER] * 3 + [_POINTER],
+    "add_terms": [_POINTER, _INTEGER, _POINTER, _INTEGER] + [_POINTER] * 6 + [_INTEGER] * 3 + [_POINTER],
 }
 
 
@@ -172,8 +173,13 @@ class Kernels:
             size,
         )
 
-    def add_terms(self, y_TO: Tensor, x_TI: Tensor, a: Tensor, b: "NativeParts", runs: "NativeRuns") -> None:
-        """y += x A^T B, in place, for tokens that each have their own slots; a [S, P, R, I]."""
+    def add_terms(
+        self, y_TO: Tensor, x_TI: Tensor, a: Tensor, b: "NativeParts", runs: "NativeRuns", layer: int | None
+    ) -> None:
+        """y += x A^T B, in place, for tokens that each have their own slots; a [S, P, R, I].
+
+        `layer` is the decoder layer the linears are part of, by which mixtures weigh their experts.
+        """
         _, parts, rank, width = a.shape
         h = torch.empty(runs.num_pairs * parts * rank, dtype=torch.float32)
         self._library.add_terms(
@@ -185,6 +191,8 @@ class Kernels:
             b.pointers.data_ptr(),
             b.edges.data_ptr(),
             runs.table.data_ptr(),
+            runs.slots.data_ptr(),
+            runs.weights(layer),
             runs.table.shape[0],
             parts,
             rank,
@@ -231,8 +239,30 @@ class NativeParts:
 
 
 class NativeRuns:
-    """Tokens [start, stop) through slots [first, last), as `add_terms` reads it."""
+    """Which tokens go through which slots, as `add_terms` reads it.
 
-    def __init__(self, runs: Sequence[tuple[int, int, int, int]]) -> None:
-        self.table = torch.tensor(runs)
-        self.num_pairs = sum((stop - start) * (last - first) for start, stop, first, last in runs)
+    Each run is (start, stop, entries): tokens [start, stop) through the slots of its entries. An entry is a slot and
+    its weight in every layer, None where that is 1.
+    """
+
+    def __init__(self, runs: Sequence[tuple[int, int, Sequence[tuple[int, Tensor | None]]]]) -> None:
+        entries = [entry for *_, of_run in runs for entry in of_run]
+        ends = list(accumulate(len(of_run) for *_, of_run in runs))
+        self.table = torch.tensor(
+            [(start, stop, end - len(of_run), end) for (start, stop, of_run), end in zip(runs, ends, strict=True)]
+        )
+        self.slots = torch.tensor([slot for slot, _ in entries])
+        self.num_pairs = sum((stop - start) * len(of_run) for start, stop, of_run in runs)
+        self._weight_LE = _layer_weights([weight_L for _, weight_L in entries])
+        self._rows: list[int] = [row_E.data_ptr() for row_E in self._weight_LE]
+
+    def weights(self, layer: int | None) -> int:
+        """Where the weights of all entries in this layer lie."""
+        return self._rows[0 if layer is None or len(self._rows) == 1 else layer]
+
+
+def _layer_weights(weights: Sequence[Tensor | None]) -> Tensor:
+    """[L, entries] fp32; a single row of ones where no entry is weighed."""
+    num_layers = next((len(weight_L) for weight_L in weights if weight_L is not None), 1)
+    ones_L = torch.ones(num_layers)
+    return torch.stack([ones_L if weight_L is None else weight_L for weight_L in weights], dim=1).contiguous()

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from expert_store import Catalog, ExpertVersion
 from server.engine.types import Branches, IndicatorLogits
-from server.routing.base import Considered, Decision, Prober, Shortlist
+from server.model.chat import Prompt
+from server.routing.base import Considered, Decision, Prober, RouterStatus, Shortlist
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class ChainRouter:
         self._window = window
         self._plain_window = plain_window
 
+    def status(self, catalog: Catalog) -> RouterStatus:  # noqa: ARG002 - with nobody to ask, the base answers
+        """Always ready."""
+        return RouterStatus("chain")
+
+    def plan(self, catalog: Catalog) -> "ChainPlan":
+        return ChainPlan(self, catalog)
+
     def branches(self, catalog: Catalog, shortlist: Shortlist | None = None) -> Branches:
         """The most probes one request can hold at a time."""
         experts = _candidates(catalog, shortlist)
@@ -86,6 +94,24 @@ class ChainRouter:
         verdicts.sort(key=lambda verdict: window.index(verdict.expert))
         _drop_losers(verdicts, prober)
         return verdicts
+
+
+@dataclass(frozen=True)
+class ChainPlan:
+    """The chain as one catalog has it."""
+
+    router: ChainRouter
+    catalog: Catalog
+
+    @property
+    def readable(self) -> tuple[ExpertVersion, ...]:
+        return self.catalog.chain_experts()
+
+    def branches(self, shortlist: Shortlist | None) -> Branches:
+        return self.router.branches(self.catalog, shortlist)
+
+    async def route(self, prompt: Prompt, session: Prober, shortlist: Shortlist | None) -> Decision:  # noqa: ARG002
+        return await self.router.route(self.catalog, session, shortlist)
 
 
 def _candidates(catalog: Catalog, shortlist: Shortlist | None) -> tuple[ExpertVersion, ...]:

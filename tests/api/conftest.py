@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from expert_store import ExpertStore
+from expert_store import ROUTER_FILE, ExpertStore, RoutedExpert, RouterDraft
 from server.app import build_app
 from server.model.base import Base
 from server.model.chat import ChatFormat
+from server.model.gates import GateNetwork
 from server.settings import Settings
 from tests.support import asgi, tiny
 from tests.support.fake_engine import FakeEngine
@@ -153,3 +155,23 @@ async def world(start: Start) -> AsyncIterator[App]:
     """An application with an empty store."""
     async with start() as running:
         yield running
+
+
+def publish_router(world: App, base: Base, biases: dict[str, float]) -> None:
+    """As another process would: gates that do not look at the prompt, one for each live expert named."""
+    config = base.model.config
+    shape = (config.num_hidden_layers, len(biases), config.hidden_size)
+    experts = [world.store.catalog.resolve(name) for name in biases]
+    bias_LE = np.tile(np.array(list(biases.values()), np.float32), (shape[0], 1))
+    store = ExpertStore.open(world.settings.store)
+    draft = RouterDraft(
+        base_fingerprint=base.spec.fingerprint,
+        gates="sigmoid",
+        experts=tuple(RoutedExpert(name=e.name, version=e.version, digest=e.digest) for e in experts),
+        num_layers=shape[0],
+        width=shape[2],
+    )
+    with store.stage() as staged:
+        network = GateNetwork(np.zeros(shape, np.float32), bias_LE, "sigmoid")
+        (staged.folder / ROUTER_FILE).write_bytes(network.to_bytes())
+        store.publish_router(staged, draft)

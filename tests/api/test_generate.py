@@ -31,6 +31,8 @@ async def test_nobody_takes_it_so_the_base_answers_and_says_so(world: App) -> No
         "considered": [],
         "catalog_generation": 0,
         "shortlist": None,
+        "experts": [],
+        "shadow": [],
     }
     assert set(answer["usage"]) == {"prompt_tokens", "completion_tokens", "computed_tokens"}
     assert set(answer["timings"]) == {"queue_ms", "routing_ms", "first_token_ms", "total_ms"}

@@ -16,7 +16,7 @@ from server.model.base import Base
 from server.model.chat import ChatFormat
 from server.settings import Settings
 from server.text import HALF_CHARACTER
-from tests.api.conftest import App
+from tests.api.conftest import App, publish_router
 from tests.api.test_gates import gated_parts
 from tests.support import asgi, tiny
 
@@ -28,6 +28,7 @@ class RealApp(App):
     """The same application, on an engine that computes."""
 
     real: Engine
+    base: Base
 
     async def text(self, prompt: str, **fields: Any) -> str:
         body = {"prompt": prompt, "max_new_tokens": 12, "ignore_eos": True, **fields}
@@ -50,7 +51,7 @@ async def real(base_folder: Path, tmp_path: Path) -> AsyncIterator[RealApp]:
     world = RealApp(FastAPI(), settings)
 
     def make_engine(base: Base, chat: ChatFormat, config: Any, observer: Any) -> Engine:
-        world.real = Engine(base, chat, config, observer)
+        world.real, world.base = Engine(base, chat, config, observer), base
         return world.real
 
     world.app = build_app(settings, make_engine=make_engine)
@@ -246,3 +247,31 @@ async def test_without_end_of_text_the_answer_has_every_token_asked_for(real: Re
     for seed in range(8):
         answer = await completion(real, model=base, prompt="hello", temperature=2, seed=seed, max_tokens=80)
         assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 80)
+
+
+async def test_the_chain_and_the_learned_router_shadow_each_other_on_one_engine(
+    real: RealApp, alora: Path, lora: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    other = tiny.write_adapter(tmp_path / "other", base_folder, kind="lora", targets=["o_proj"], seed=7)
+    assert (await real.register(alora, "asked")).status == 201
+    for folder, name in ((lora, "sql"), (other, "dates")):
+        assert (await real.register(folder, name, manifest="{}")).status == 201
+    publish_router(real, real.base, {"sql": 1.0, "dates": -1.0})
+    alone = {name: [await real.text(prompt, router=name) for prompt in PROMPTS] for name in ("chain", "learned")}
+    assert alone["chain"] != alone["learned"]
+
+    async def both(prompt: str, used: str, shadow: str) -> tuple[str, dict[str, Any]]:
+        body = {"prompt": prompt, "max_new_tokens": 12, "ignore_eos": True, "router": used, "shadow": [shadow]}
+        reply = await real.ask("POST", "/generate", body)
+        assert reply.status == 200, reply.body
+        return reply.json()["text"], reply.json()["routing"]
+
+    pairs = [("chain", "learned"), ("learned", "chain")]
+    asked = [(prompt, *pair) for prompt in PROMPTS for pair in pairs]
+    answers = await asyncio.gather(*(both(*one) for one in asked))
+    for (prompt, used, _), (text, routing) in zip(asked, answers, strict=True):
+        assert text == alone[used][PROMPTS.index(prompt)], "a shadow changes nothing"
+        [shadow] = routing["shadow"]
+        assert shadow["problem"] is None
+        assert shadow["agreed"] is False, "the one names a mixture, the other asks whom the mixture lacks"
+    assert await real.metric('lora_relay_router_seconds_count{router="learned"}') == 12

@@ -10,7 +10,7 @@ import pytest
 from expert_store import Catalog, Expert
 from server.engine.types import PoolEvent
 from server.metrics import Metrics, RequestRecord
-from server.routing.base import Considered, Decision, Shortlist
+from server.routing.base import Considered, Decision, Shadow, Shortlist
 from tests.docker.files import dashboard, datasource, panels
 from tests.docker.promql import Names, fill_variables, names
 from tests.support.catalogs import make_version
@@ -29,7 +29,9 @@ def _samples() -> Mapping[str, frozenset[str]]:
     version = make_version("dates")
     catalog = Catalog(1, {"dates": Expert("dates", {1: version}, {"live": 1})}, ("dates",))
     metrics = Metrics(catalog=lambda: catalog, max_experts=1)
-    decision = Decision("chain", version, 0.9, True, "accepted", (Considered("dates", 1, 0.9, True),), 1, SHORTLIST)
+    considered = (Considered("dates", 1, 0.9, True),)
+    shadow = Shadow("learned", 0.01, Decision("learned", version, None, False, "weighted", (), 1))
+    decision = Decision("chain", version, 0.9, True, "accepted", considered, 1, SHORTLIST, (shadow,))
     metrics.on_request(
         RequestRecord(
             request_id="generate-1",

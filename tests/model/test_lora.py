@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.model.lora import AdapterWeights, Arena, Slots, Terms, add_reference, plan_lora
+from server.model.lora import AdapterWeights, Arena, Blend, Slots, Terms, add_reference, layer_of, plan_lora
 from server.model.native import Kernels
 
 WIDTH_IN, WIDTHS_OUT, NUM_SLOTS, SLOT_RANK = 24, (40, 16, 8), 48, 8
-PATHS = ("q", "k", "v")
+PATHS = ("model.layers.1.q", "model.layers.1.k", "model.layers.1.v")
 CPU = torch.device("cpu")
 # Ranks 4 to 64; some neighbours, some far apart.
 EXPERTS: list[Slots] = [range(1), range(1, 3), range(3, 4), range(4, 5), range(8, 16), range(40, 41), range(47, 48)]
@@ -51,12 +51,12 @@ def filled_arena(dtype: torch.dtype = torch.float32, kernels: Kernels | None = N
             for path, width in zip(PATHS, WIDTHS_OUT, strict=True)
         }
         if slots is EXPERTS[3]:
-            del terms["k"]  # this one does not target every linear
+            del terms[PATHS[1]]  # this one does not target every linear
         arena.write(slots, AdapterWeights(terms))
     return arena
 
 
-def check(slots_T: list[Slots | None], dtype: torch.dtype, kernels: Kernels | None = None) -> None:
+def check(slots_T: list[Slots | Blend | None], dtype: torch.dtype, kernels: Kernels | None = None) -> None:
     arena = filled_arena(dtype, kernels)
     x_TI = torch.randn(len(slots_T), WIDTH_IN, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected = torch.ones(len(slots_T), sum(WIDTHS_OUT), dtype=dtype)
@@ -78,15 +78,63 @@ def test_kernels_equal_the_loop(popularity: str, kernels: Kernels) -> None:
     check([None if i is None else EXPERTS[i] for i in POPULARITIES[popularity]], torch.bfloat16, kernels)
 
 
+# Weights in layers 0, 1 and 2; the arena is in layer 1.
+TWO = Blend((EXPERTS[0], EXPERTS[2]), torch.tensor([[9.0, 9.0], [0.75, 0.25], [9.0, 9.0]]))
+MANY = Blend(tuple(EXPERTS), torch.tensor([[9.0] * 7, [0.1, 0.2, 0.3, 0.0, 0.15, 0.05, 0.2], [9.0] * 7]))
+BLENDS: dict[str, list[Slots | Blend | None]] = {
+    "alone": [TWO],
+    "prefill": [MANY] * 90,
+    "decodes": [TWO, MANY],
+    "with_others": [None, EXPERTS[0], *[TWO] * 3, EXPERTS[2], *[MANY] * 20, EXPERTS[4], EXPERTS[4], TWO],
+    "of_one": [Blend((EXPERTS[1],), torch.tensor([[0.0], [1.0], [0.0]])), None, EXPERTS[1]],
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", BLENDS)
+def test_blends_equal_the_loop(name: str, dtype: torch.dtype) -> None:
+    check(BLENDS[name], dtype)
+
+
+@pytest.mark.parametrize("name", BLENDS)
+def test_blends_equal_the_loop_in_kernels(name: str, kernels: Kernels) -> None:
+    check(BLENDS[name], torch.bfloat16, kernels)
+
+
+def test_a_blend_equals_the_formula() -> None:
+    """y = sum of w_e x (B_e A_e)^T with the weights of the arena's own layer."""
+    arena = filled_arena()
+    x_TI = torch.randn(2, WIDTH_IN)
+    y_TO = torch.zeros(2, sum(WIDTHS_OUT))
+    arena.add(y_TO, x_TI, plan_lora([TWO, TWO], device=CPU))
+    of = [x_TI @ (arena.b[0][slots.start].T @ arena.a[slots.start, 0]).T for slots in TWO.slots]
+    torch.testing.assert_close(y_TO[:, :40], 0.75 * of[0] + 0.25 * of[1])
+
+
+def test_a_single_expert_of_weight_one_is_that_expert_bit_for_bit(kernels: Kernels) -> None:
+    arena = filled_arena(torch.bfloat16, kernels)
+    x_TI = torch.randn(3, WIDTH_IN).bfloat16()
+    alone, blended = (torch.zeros(3, sum(WIDTHS_OUT), dtype=torch.bfloat16) for _ in range(2))
+    arena.add(alone, x_TI, plan_lora([EXPERTS[1]] * 3, device=CPU, native=True))
+    one = Blend((EXPERTS[1],), torch.ones(3, 1))
+    arena.add(blended, x_TI, plan_lora([one] * 3, device=CPU, native=True))
+    assert torch.equal(alone, blended)
+
+
+def test_the_layer_is_read_from_the_path() -> None:
+    assert [layer_of(path) for path in ("model.layers.12.mlp.up_proj", "transformer.h.0.attn.c_attn")] == [12, 0]
+    assert layer_of("model.embed_tokens") is None
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([None, *EXPERTS]), min_size=1, max_size=40))
-def test_any_order_of_tokens_equals_the_loop_in_kernels(kernels: Kernels, slots_T: list[Slots | None]) -> None:
+@given(st.lists(st.sampled_from([None, *EXPERTS, TWO, MANY]), min_size=1, max_size=40))
+def test_any_order_of_tokens_equals_the_loop_in_kernels(kernels: Kernels, slots_T: list[Slots | Blend | None]) -> None:
     check(slots_T, torch.bfloat16, kernels)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([None, *EXPERTS]), min_size=1, max_size=40))
-def test_any_order_of_tokens_equals_the_loop(slots_T: list[Slots | None]) -> None:
+@given(st.lists(st.sampled_from([None, *EXPERTS, TWO, MANY]), min_size=1, max_size=40))
+def test_any_order_of_tokens_equals_the_loop(slots_T: list[Slots | Blend | None]) -> None:
     check(slots_T, torch.float32)
 
 

@@ -38,7 +38,7 @@ def test_activity_tells_who_waits_and_who_runs() -> None:
         one.use("sql")
         two.use("sql")
         assert told[-1] == (0, 2, LoadedExperts(frozenset({"sql"}), frozenset()))
-        one.use(None)
+        one.use()
         assert told[-1][2].running == {"sql"}
     assert told[-1] == (0, 0, LoadedExperts(frozenset(), frozenset()))
 
@@ -62,6 +62,29 @@ def test_files_nobody_holds_go_at_once() -> None:
     pins = Pins(gone.append)
     pins.delete(make_version("sql"))
     assert [version.name for version in gone] == ["sql"]
+
+
+def test_a_request_that_several_experts_answer_counts_for_each() -> None:
+    told: list[tuple[int, int, LoadedExperts]] = []
+    activity = Activity(lambda waiting, running, experts: told.append((waiting, running, experts)))
+    with activity.running.join() as seat:
+        seat.use("sql", "dates")
+        assert told[-1][2].running == {"sql", "dates"}
+        seat.use("dates")
+        assert told[-1][2].running == {"dates"}
+    assert told[-1][2].running == frozenset()
+
+
+def test_narrowing_gives_up_all_but_those_named() -> None:
+    gone: list[ExpertVersion] = []
+    pins = Pins(gone.append)
+    sql, dates, logs = make_version("sql"), make_version("dates"), make_version("logs")
+    with pins.hold([sql, dates, logs]) as hold:
+        hold.narrow(sql, logs)
+        pins.delete(dates)
+        pins.delete(logs)
+        assert gone == [dates]
+    assert gone == [dates, logs]
 
 
 def test_narrowing_gives_up_all_but_one() -> None:

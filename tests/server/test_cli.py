@@ -29,6 +29,42 @@ ROUTING = {
     "considered": [{"expert": "sql", "version": 3, "score": 0.98, "accepted": True}],
     "catalog_generation": 17,
     "shortlist": {"size": 8, "proposed": 8, "unprofiled": 1, "left_out": 291, "ms": 0.4},
+    "experts": [{"expert": "sql", "version": 3, "digest": "sha256:0", "weight": 1.0}],
+    "shadow": [
+        {
+            "router": "learned",
+            "ms": 7.0,
+            "expert": None,
+            "version": None,
+            "score": None,
+            "fallback": False,
+            "experts": [
+                {"expert": "sql", "version": 3, "digest": "sha256:0", "weight": 0.75},
+                {"expert": "dates", "version": 1, "digest": "sha256:9", "weight": 0.25},
+            ],
+            "agreed": True,
+            "problem": None,
+        },
+        {
+            "router": "gradient",
+            "ms": 0.0,
+            "expert": None,
+            "version": None,
+            "score": None,
+            "fallback": None,
+            "experts": [],
+            "agreed": None,
+            "problem": "router gradient is not ready: no features",
+        },
+    ],
+}
+ROUTERS = {
+    "default": "chain",
+    "routers": [
+        {"router": "chain", "ready": True, "version": None, "missing": [], "run": None},
+        {"router": "learned", "ready": False, "version": None, "missing": ["no router"], "run": "relay train router"},
+    ],
+    "catalog_generation": 17,
 }
 ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
     "POST /route": (
@@ -40,6 +76,7 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
             "timings": {"queue_ms": 0.1, "routing_ms": 12.0, "first_token_ms": None, "total_ms": 13.0},
         },
     ),
+    "GET /routers": (200, ROUTERS),
     "GET /experts": (
         200,
         {
@@ -120,6 +157,22 @@ def test_route_shows_who_would_answer_and_who_was_asked() -> None:
     assert "mine" in output
     assert "shortlist: 8 by their profiles and 1 without a profile, 291 left out, 0.4 ms" in output
     assert json.loads(FakeServer.seen[-1][1]) == {"prompt": "how many users?"}
+
+
+@pytest.mark.usefixtures("url")
+def test_route_shows_what_shadows_made_of_it() -> None:
+    _, output = relay("route", "x", "--shadow", "learned", "--shadow", "gradient")
+    assert "shadow learned agrees: 0.75 sql@3 + 0.25 dates@1, 7 ms" in output
+    assert "shadow gradient: router gradient is not ready: no features" in output
+    assert json.loads(FakeServer.seen[-1][1]) == {"prompt": "x", "shadow": ["learned", "gradient"]}
+
+
+@pytest.mark.usefixtures("url")
+def test_routers_shows_what_is_missing() -> None:
+    status, output = relay("routers")
+    assert status == 0
+    assert "chain (default) yes - - -" in output
+    assert "learned no - no router relay train router" in output
 
 
 @pytest.mark.usefixtures("url")

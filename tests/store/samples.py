@@ -10,7 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from expert_store import GATE_FILES, AdapterInfo, BaseSpec, ExpertStore, ExpertVersion, Indicators, ManifestDraft
+from expert_store import (
+    GATE_FILES,
+    ROUTER_FILE,
+    AdapterInfo,
+    BaseSpec,
+    ExpertStore,
+    ExpertVersion,
+    Indicators,
+    ManifestDraft,
+    RoutedExpert,
+    RouterDraft,
+    RouterVersion,
+)
 
 WIDTH = 8
 LAYERS = 2
@@ -115,3 +127,18 @@ def publish(
             (staged.folder / file).parent.mkdir(exist_ok=True)
             (staged.folder / file).write_bytes(b"gate " + weights)
         return store.publish(staged, draft, info, name=name, activate=activate)
+
+
+def publish_router(store: ExpertStore, *experts: ExpertVersion, weights: bytes = b"weights") -> RouterVersion:
+    """A router over these experts whose file holds anything."""
+    routed = [RoutedExpert(name=e.name, version=e.version, digest=e.digest) for e in experts]
+    draft = RouterDraft(
+        base_fingerprint="sha256:" + "0" * 64,
+        gates="sigmoid",
+        experts=tuple(routed) or (RoutedExpert(name="sql", version=1, digest="sha256:" + "0" * 64),),
+        num_layers=2,
+        width=4,
+    )
+    with store.stage() as staged:
+        (staged.folder / ROUTER_FILE).write_bytes(weights)
+        return store.publish_router(staged, draft)

@@ -11,7 +11,7 @@ from expert_store import ExpertStore, ManifestDraft
 from expert_store.disk import Disk
 
 from .disks import Crash, DyingDisk, FullDisk, HastyDisk
-from .samples import CHOOSY, GATED, publish
+from .samples import CHOOSY, GATED, publish, publish_router
 
 Change = Callable[[ExpertStore], object]
 CHANGES: dict[str, Change] = {
@@ -25,6 +25,7 @@ CHANGES: dict[str, Change] = {
     "set an alias": lambda store: store.set_alias("sql", "live", 1),
     "add an alias": lambda store: store.set_alias("sql", "canary", 1),
     "remove an alias": lambda store: store.remove_alias("sql", "live"),
+    "publish a router": lambda store: publish_router(store),
     "set the chain": lambda store: store.set_chain(["sql", "dates"]),
 }
 MAX_CALLS = 40
@@ -40,6 +41,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish(store, "sql", draft=CHOOSY)
     publish(store, "dates", draft=CHOOSY)
     publish(store, "mood", draft=CHOOSY, activate=False)
+    publish_router(store)
     return root
 
 
@@ -47,7 +49,8 @@ def state_of(store: ExpertStore) -> State:
     """Everything but the digests, which hold the time of publication."""
     catalog = store.catalog
     experts = {name: (tuple(e.versions), dict(e.aliases)) for name, e in catalog.experts.items()}
-    return catalog.generation, catalog.chain, experts
+    router = store.read_router()
+    return catalog.generation, catalog.chain, experts, router and router.version
 
 
 def open_copy(before: Path, root: Path, disk: Disk) -> ExpertStore:
@@ -80,6 +83,7 @@ def check_after_crash(root: Path, allowed: list[State]) -> State:
     expected = max(store.catalog.experts["sql"].versions) + 1 if "sql" in store.catalog.experts else 1
     assert publish(store, "sql").version >= expected
     assert publish(store, "new").version in (1, 2)
+    assert publish_router(store).version == state[-1] + 1
     assert store.verify() == []
     return state
 

@@ -5,8 +5,11 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from expert_store import ExpertVersion
 from server.engine import (
+    Answerer,
     Branches,
     EngineConfig,
     EngineObserver,
@@ -17,7 +20,9 @@ from server.engine import (
     StepStats,
     Token,
 )
-from server.errors import EngineStopped, PromptTooLong
+from server.engine.answerer import experts_of
+from server.engine.prompt_states import States
+from server.errors import EngineStopped, PromptTooLong, RequestTooLarge
 from server.model.base import Base
 from server.model.chat import ChatFormat, Prompt
 
@@ -40,6 +45,7 @@ class FakeEngine:
         self.pause_at: int | None = None
         self.failure: Exception | None = None
         self.fail_after: int | None = None
+        self.most_branches: int | None = None
 
     @property
     def num_open(self) -> int:
@@ -58,7 +64,11 @@ class FakeEngine:
             raise PromptTooLong(
                 prompt_tokens=len(prompt.tokens), max_new_tokens=max_new_tokens, limit=self.base.max_context
             )
-        session = FakeSession(self, prompt, branches or Branches())
+        wanted = branches or Branches()
+        needed = wanted.activated + wanted.plain
+        if self.most_branches is not None and needed > self.most_branches:
+            raise RequestTooLarge.blocks(needed=needed, total=self.most_branches, block_tokens=1)
+        session = FakeSession(self, prompt, wanted)
         self.sessions.append(session)
         return session
 
@@ -88,13 +98,20 @@ class FakeSession:
         self.computed_tokens += len(experts)
         return [IndicatorLogits(4.0, -4.0) if e.name in text else IndicatorLogits(-4.0, 4.0) for e in experts]
 
+    async def prompt_states(self) -> States:
+        """Ones in the layers' every place, twos where the prompt has the word "two"."""
+        text = str(self._engine.base.tokenizer.decode(self.prompt.tokens))
+        config = self._engine.base.model.config
+        states: States = np.full((config.num_hidden_layers, config.hidden_size), 2 if "two" in text else 1, np.float32)
+        return states
+
     def drop(self, experts: Sequence[ExpertVersion]) -> None: ...
 
     def prefetch(self, experts: Sequence[ExpertVersion]) -> None: ...
 
-    async def generate(self, expert: ExpertVersion | None, sampling: Sampling) -> AsyncIterator[Token]:
+    async def generate(self, answerer: Answerer, sampling: Sampling) -> AsyncIterator[Token]:
         self._engine.samplings.append(sampling)
-        text = self._engine.answer.format(name=expert.name if expert else "base")
+        text = self._engine.answer.format(name="+".join(e.name for e in experts_of(answerer)) or "base")
         tokens = [*self._engine.chat.encode(text), next(iter(self._engine.base.stop_tokens))]
         for index, token in enumerate(tokens):
             if index == self._engine.pause_at:
