@@ -6,7 +6,8 @@ RelayError
 │   ├── RequestTooLarge         the KV cache could never hold the request
 │   ├── ExpertTooLarge          the host cache could never hold the expert
 │   ├── InvocationMissing       an activated expert's invocation tokens do not occur in the prompt
-    │   └── NonFiniteLogits         the expert's numbers overflow on this prompt
+│   ├── NonFiniteLogits         the expert's numbers overflow on this prompt
+│   └── NonFiniteGradient       the prompt's gradient overflows, or vanishes, so it has no direction
 ├── RouterNotReady              a router lacks what it decides with, or that does not fit
 ├── NotSelfSelecting            an expert without indicators was put into the chain
 ├── UnusableIndicators          the base model's tokens cannot tell accept from reject
@@ -110,6 +111,17 @@ class RouterNotReady(RelayError):
     def __init__(self, router: str, *, missing: Sequence[str], way_out: str | None) -> None:
         mend = "" if way_out is None else f": run `{way_out}`"
         super().__init__(f"router {router} is not ready: {'; '.join(missing)}{mend}", param="router")
+
+
+class NonFiniteGradient(InvalidRequest):
+    """A prompt whose gradient has no direction is near to no expert."""
+
+    def __init__(self, length: float) -> None:
+        super().__init__(
+            f"the prompt's gradient through the base adapter has length {length:g}, so it has no direction to route "
+            "by: name an expert, or ask another router",
+            param="prompt",
+        )
 
 
 class NotSelfSelecting(RelayError):

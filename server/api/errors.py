@@ -61,6 +61,7 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     relay_errors.ExpertTooLarge: ErrorKind(422, _INVALID, "expert_too_large"),
     relay_errors.InvocationMissing: ErrorKind(422, _INVALID, "invocation_missing"),
     relay_errors.NonFiniteLogits: ErrorKind(422, _INVALID, "non_finite_logits"),
+    relay_errors.NonFiniteGradient: ErrorKind(422, _INVALID, "non_finite_gradient"),
     relay_errors.RouterNotReady: ErrorKind(409, _INVALID, "router_not_ready"),
     relay_errors.NotSelfSelecting: ErrorKind(422, _INVALID, "not_self_selecting"),
     relay_errors.UnusableIndicators: ErrorKind(422, _INVALID, "unusable_indicators"),

@@ -96,11 +96,25 @@ class ChatFormat:
 
         None where the template refuses so short a conversation.
         """
+        one, other = self._two_prompts()
+        return frozenset(one) & frozenset(other)
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """The tokens that every prompt of a user begins with, the template's system prompt for one.
+
+        None where the template refuses so short a conversation.
+        """
+        one, other = self._two_prompts()
+        return one[: common_prefix_length(one, other)]
+
+    def _two_prompts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Prompts of users who say different things; both empty where the template refuses them."""
         try:
             one, other = (self.render([{"role": "user", "content": text}]).tokens for text in ("x", "0"))
         except jinja2.TemplateError:
-            return frozenset()
-        return frozenset(one) & frozenset(other)
+            return (), ()
+        return one, other
 
     def indicator_tokens(self, indicators: Indicators) -> IndicatorTokens:
         """Raises UnusableIndicators where the tokenizer cannot tell them apart."""

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from server.model.attention import AttentionPlan
+from server.model.lent import Counter, lend
 from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
 from server.model.native import Kernels
 from server.model.states import StateSums
@@ -52,6 +53,10 @@ class FusedLinear:
         if self._packed:
             return packed_linear(x_TI, self._weight, self._bias_O)
         return F.linear(x_TI, self._weight, self._bias_O)
+
+    def dense(self) -> Tensor:
+        """[O of all, I] in plain layout, unpacked anew if need be."""
+        return self._weight.to_dense() if self._packed else self._weight  # type: ignore[no-untyped-call]
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -112,11 +117,13 @@ class _Layer:
 
 
 class FusedDecoder:
-    """A model of the Llama family. Takes its weights over, so the model itself cannot run any more."""
+    """A model of the Llama family. Takes its weights over and lends them to the model's own modules, which go on
+    computing, with gradients too, though not fast."""
 
     def __init__(self, model: PreTrainedModel, new_arena: NewArena, kernels: Kernels | None = None) -> None:
         body: Any = model.base_model
         self._kernels = kernels
+        self._counter = Counter()
         self._num_heads: int = model.config.num_attention_heads
         self._num_kv_heads: int = model.config.num_key_value_heads
         self._embedding: Tensor = body.embed_tokens.weight.detach()
@@ -127,9 +134,6 @@ class FusedDecoder:
         self._layers = []
         for index, layer in enumerate(body.layers):
             self._layers.append(self._layer(f"model.layers.{index}", layer, new_arena))
-            for module in layer.modules():
-                if isinstance(module, nn.Linear):
-                    module.weight.data = module.weight.new_empty(0)
         self.arenas = LoraArenas(self._arenas)
 
     def _layer(self, path: str, layer: Any, new_arena: NewArena) -> _Layer:
@@ -148,7 +152,11 @@ class FusedDecoder:
 
     def _site(self, path: str, module: Any, names: Sequence[str], new_arena: NewArena) -> _Site:
         self._arenas.append(new_arena([f"{path}.{name}" for name in names]))
-        return _Site(FusedLinear([getattr(module, name) for name in names]), self._arenas[-1])
+        linears = [getattr(module, name) for name in names]
+        fused = FusedLinear(linears)
+        for name, lent in zip(names, lend(fused, linears, self._counter), strict=True):
+            setattr(module, name, lent)
+        return _Site(fused, self._arenas[-1])
 
     def forward(
         self,

@@ -1,0 +1,167 @@
+"""Prompts as the gradients they would train a base adapter with (ELREA, arXiv 2502.00089). Recipe and server use this
+one function. Knows weights and tokens; nothing of experts, clusters or requests.
+
+    g = d/d(A, B) of the mean next-token loss on the prompt's own tokens      feature = unit(count sketch of g)
+
+The answer takes no part, so that a query has the same feature as the training row it is like. Nor do tokens that the
+chat template puts at the beginning of every prompt, whose part of the gradient is the same for all, nor the generation
+prompt. The loss counts no more than the first MAX_TOKENS.
+"""
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from transformers import PreTrainedModel
+
+from expert_store import WEIGHTS_FILE, InvalidAdapter, Vector, read_config
+from server.errors import InvalidRequest, NonFiniteGradient
+from server.model.base import Base
+from server.model.chat import ChatFormat, Prompt, common_prefix_length
+from server.model.fused import fusible
+from server.model.sketch import CountSketch, Projection
+
+# Legend: T tokens, R rank, I/O input and output width, V vocabulary, G values of the adapter, D of a feature.
+
+FEATURE = "prompt-gradient/1"  # a new number whenever the same prompt would give another vector
+MAX_TOKENS = 512
+_PREFIX = "base_model.model."
+_A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What the adapter adds to one linear, as leaves of a gradient."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    scaling: float
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """A forward hook: output + s B A x, in fp32, as PEFT computes it."""
+        delta = inputs[0].to(self.a_RI.dtype) @ self.a_RI.T @ self.b_OR.T * self.scaling
+        return output + delta.to(output.dtype)
+
+
+class GradientRunner:
+    """The base model, with gradients, beside whatever else it does. One pass at a time, in any thread.
+
+    Make it before an engine takes the base over: weights are shared, no layer is copied.
+    """
+
+    def __init__(self, base: Base, chat: ChatFormat) -> None:
+        self._model = base.model if fusible(base.model) else _twin(base.model)
+        if base.device.type == "cpu":
+            self._model.set_attn_implementation("eager")  # its backward pass takes two thirds of sdpa's time here
+        self._opening = chat.opening
+        self._running = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    def gradients(self, prompt: Prompt, terms: dict[str, _Terms]) -> list[Tensor]:
+        """Of every term's A and B, in order of the terms. Raises InvalidRequest for a prompt of one token."""
+        tokens, first = _counted(prompt, self._opening)
+        leaves = [leaf for term in terms.values() for leaf in (term.a_RI, term.b_OR)]
+        with self._running, torch.inference_mode(False), torch.enable_grad(), self._attached(terms):
+            return list(torch.autograd.grad(self._loss(tokens, first), leaves))
+
+    def _loss(self, tokens: Sequence[int], first: int) -> Tensor:
+        """Mean next-token loss of tokens[first:]."""
+        tokens_1T = torch.tensor([list(tokens)], device=self.device)
+        before = torch.arange(first - 1, len(tokens) - 1, device=self.device)
+        logits_1TV: Tensor = self._model(input_ids=tokens_1T, use_cache=False, logits_to_keep=before).logits
+        return cross_entropy(logits_1TV[0].float(), tokens_1T[0, first:])
+
+    @contextmanager
+    def _attached(self, terms: dict[str, _Terms]) -> Iterator[None]:
+        hooks = [self._model.get_submodule(path).register_forward_hook(term) for path, term in terms.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class GradientFeature:
+    """Features for one base adapter and one projection. Any thread may ask; one is computed at a time."""
+
+    def __init__(self, runner: GradientRunner, adapter: Path, projection: Projection) -> None:
+        """`adapter` is a folder with PEFT's two files of a plain LoRA. Raises InvalidAdapter."""
+        self._runner = runner
+        self._terms = _read_terms(adapter, runner.device)
+        length = sum(term.a_RI.numel() + term.b_OR.numel() for term in self._terms.values())
+        self._sketch = CountSketch(projection, length, runner.device)
+
+    @property
+    def projection(self) -> Projection:
+        return self._sketch.projection
+
+    def of(self, prompt: Prompt) -> Vector:
+        """[D] fp32 of length 1. Raises InvalidRequest for a prompt of one token, NonFiniteGradient."""
+        gradients = self._runner.gradients(prompt, self._terms)
+        sketch_D = self._sketch(torch.cat([gradient.flatten() for gradient in gradients]))
+        length = float(sketch_D.norm())
+        if not 0 < length < float("inf"):
+            raise NonFiniteGradient(length)
+        vector_D: Vector = (sketch_D / length).cpu().numpy()
+        return vector_D
+
+    def centroid(self, prompts: Sequence[Prompt]) -> Vector:
+        """[D] of length 1: the mean of the prompts' features. At least one prompt. Raises as `of`."""
+        return mean_direction(np.stack([self.of(prompt) for prompt in prompts]))
+
+
+def mean_direction(features_ND: Vector) -> Vector:
+    """[D] of length 1."""
+    mean_D: Vector = normalize(torch.from_numpy(features_ND).double().mean(dim=0), dim=0).float().numpy()
+    return mean_D
+
+
+def _counted(prompt: Prompt, opening: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """The tokens to run, and the first of them whose loss counts; at least one does."""
+    tokens = prompt.tokens[: prompt.body_length][:MAX_TOKENS]
+    first = max(1, common_prefix_length(tokens, opening))
+    if first >= len(tokens):  # nothing but what the template says
+        tokens, first = prompt.tokens[:MAX_TOKENS], 1
+    if len(tokens) < 2:
+        raise InvalidRequest("a prompt of one token has no gradient to route by: name an expert", param="prompt")
+    return tokens, first
+
+
+def _twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The same modules once more, on the very same parameters and buffers."""
+    shared = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+def _read_terms(folder: Path, device: torch.device) -> dict[str, _Terms]:
+    """By module path, in order. Raises InvalidAdapter."""
+    config = read_config(folder)
+    if config.invocation_tokens is not None:
+        raise InvalidAdapter(
+            "alora_invocation_tokens",
+            "alora_invocation_tokens: an activated LoRA leaves the prompt alone, so it has no gradient there: "
+            "a base adapter must be a plain LoRA",
+        )
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise InvalidAdapter(WEIGHTS_FILE, f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
+    paths = sorted(key.removeprefix(_PREFIX).removesuffix(_A_END) for key in tensors if key.endswith(_A_END))
+
+    def leaf(path: str, end: str) -> Tensor:
+        return cast(Tensor, tensors[f"{_PREFIX}{path}{end}"]).float().requires_grad_()
+
+    return {path: _Terms(leaf(path, _A_END), leaf(path, _B_END), config.scaling_of(path)) for path in paths}
