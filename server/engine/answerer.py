@@ -53,10 +53,15 @@ class LogitMixture:
     shares: tuple[Weighted, ...]
 
     @property
+    def branches(self) -> tuple[tuple[ExpertVersion | None, float], ...]:
+        """Who computes, with which weight; nobody whose weight is 0."""
+        everybody = ((self.base, self.base_weight), *((share.expert, share.weight) for share in self.shares))
+        return tuple((expert, weight) for expert, weight in everybody if weight)
+
+    @property
     def experts(self) -> tuple[ExpertVersion, ...]:
         """Everybody who computes, the base adapter among them."""
-        experts = tuple(share.expert for share in self.shares)
-        return experts if self.base is None else (self.base, *experts)
+        return tuple(expert for expert, _ in self.branches if expert is not None)
 
 
 Mixture = OutputMixture | LogitMixture

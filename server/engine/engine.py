@@ -20,13 +20,14 @@ import structlog
 import torch
 
 from expert_store import ExpertVersion, StoreError
-from server.engine.answerer import Answerer, LogitMixture, OutputMixture
+from server.engine.answerer import Answerer, LogitMixture, OutputMixture, experts_of
 from server.engine.blend import BlendJob
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.host_cache import HostCache
-from server.engine.jobs import GenerateJob, Job, LogitsJob, ProbeJob, Resources, Rows, StatesJob, Waking
+from server.engine.jobs import Answer, GenerateJob, Job, LogitsJob, ProbeJob, Resources, Rows, StatesJob, Waking
 from server.engine.kv_cache import BlockPool
 from server.engine.lately_chosen import LatelyChosen
+from server.engine.mixture import Branch, MixtureJob
 from server.engine.outbox import Outbox
 from server.engine.prefix import PrefixCache
 from server.engine.prompt_states import States
@@ -43,7 +44,7 @@ from server.threads import take_processors
 
 log = structlog.get_logger()
 
-Generating = tuple[SessionState, GenerateJob, int]  # a generation and the row of its logits
+Generating = tuple[SessionState, Answer, int]  # an answer and the row of its logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,19 +216,27 @@ class Engine:
         """Where an expert that is asked, or answers, wakes up. Raises InvocationMissing."""
         return Waking.of(expert, prompt, self.indicator_tokens(expert).shared if expert.self_selecting else ())
 
-    def new_generation(self, prompt: Prompt, expert: ExpertVersion | None, sampling: Sampling) -> GenerateJob:
-        """A generation that has not begun. Raises InvocationMissing or RequestTooLarge."""
-        if expert is not None:
-            self.pool.check_fits([expert])
+    def new_answer(self, prompt: Prompt, answerer: Answerer, sampling: Sampling) -> Answer:
+        """An answer that has not begun. Raises InvocationMissing or RequestTooLarge."""
+        if isinstance(answerer, OutputMixture):
+            return self._new_blend(answerer, sampling)
+        generator = sampling.new_generator(self._device)
+        self.pool.check_fits(experts_of(answerer))
+        if isinstance(answerer, LogitMixture):
+            branches = [self._branch(prompt, expert, weight) for expert, weight in answerer.branches]
+            return MixtureJob(
+                branches=branches, sampling=sampling, stop_tokens=self._stop_tokens, generator=generator
+            )
+        alone = self._branch(prompt, answerer, 1.0)
         return GenerateJob(
-            waking=None if expert is None else self.waking(expert, prompt),
-            accept=self.indicator_tokens(expert).accept if expert is not None and expert.answers_after_accept else (),
+            waking=alone.waking,
+            accept=alone.accept,
             sampling=sampling,
             stop_tokens=self._stop_tokens,
-            generator=sampling.new_generator(self._device),
+            generator=generator,
         )
 
-    def new_blend(self, mixture: OutputMixture, sampling: Sampling) -> BlendJob:
+    def _new_blend(self, mixture: OutputMixture, sampling: Sampling) -> BlendJob:
         """The same for experts that compute together. Raises RequestTooLarge."""
         assert all(expert.kind == "lora" for expert in mixture.experts), "only plain LoRAs are mixed. This is a bug."
         self.pool.check_fits(mixture.experts)
@@ -240,6 +249,13 @@ class Engine:
             stop_tokens=self._stop_tokens,
             generator=sampling.new_generator(self._device),
         )
+
+    def _branch(self, prompt: Prompt, expert: ExpertVersion | None, weight: float) -> Branch:
+        """Raises InvocationMissing."""
+        if expert is None:
+            return Branch(None, (), weight)
+        accept = self.indicator_tokens(expert).accept if expert.answers_after_accept else ()
+        return Branch(self.waking(expert, prompt), accept, weight)
 
     def close(self, state: SessionState) -> None:
         """Frees everything a session holds before the next step."""
@@ -348,6 +364,7 @@ class Engine:
         """Hands logits to the jobs that wait for them."""
         resources = self._resources()
         generating: list[Generating] = []
+        mixing: list[tuple[SessionState, Answer, torch.Tensor]] = []
         for state in self._active:
             job: Job | None = state.jobs[0] if state.jobs else None
             if isinstance(job, GenerateJob):
@@ -355,9 +372,16 @@ class Engine:
                 row = None if sequence is None else rows.get((id(sequence), len(sequence.tokens)))
                 if row is not None:
                     generating.append((state, job, row))
+            elif isinstance(job, MixtureJob):
+                mixed_V = job.take_logits(rows, logits_WV)
+                if mixed_V is not None:
+                    mixing.append((state, job, mixed_V))
             elif job is not None:
                 job.take(state, rows, logits_WV, resources)
         self._append_tokens(generating, logits_WV)
+        if mixing:
+            mixed_MV = torch.stack([mixed_V for *_, mixed_V in mixing])
+            self._append_tokens([(state, job, row) for row, (state, job, _) in enumerate(mixing)], mixed_MV)
 
     def _begin_answers(self) -> bool:
         """First tokens of generations whose logits were computed while their experts were asked; True if any."""
@@ -431,7 +455,9 @@ class Engine:
         answer = self.blocks.blocks_for(suffix + max_new_tokens) + 1
         activated = branches.activated * (self.blocks.blocks_for(suffix) + 1)
         plain = branches.plain * self.blocks.blocks_for(len(prompt.tokens) + MAX_INDICATOR_TOKENS)
-        return self.blocks.blocks_for(len(prompt.tokens)) + answer + activated + plain
+        whole = self.blocks.blocks_for(len(prompt.tokens) + MAX_INDICATOR_TOKENS + max_new_tokens)
+        mixed = max(0, branches.mixed - 1) * whole  # one whole answer is counted already
+        return self.blocks.blocks_for(len(prompt.tokens)) + answer + activated + plain + mixed
 
 
 def _kernels(base: Base, cache: Path | None) -> Kernels | None:
@@ -503,12 +529,7 @@ class Session:
         Continues from the expert's held probe where there is one; other probes are dropped. Raises InvocationMissing,
         RequestTooLarge, EngineStopped, or what reading the expert's files raised.
         """
-        assert not isinstance(answerer, LogitMixture), "no router mixes logits yet. This is a bug."
-        job = (
-            self._engine.new_blend(answerer, sampling)
-            if isinstance(answerer, OutputMixture)
-            else self._engine.new_generation(self.prompt, answerer, sampling)
-        )
+        job = self._engine.new_answer(self.prompt, answerer, sampling)
         self._engine.submit(self._state, job)
         while True:
             token = await job.next_token()

@@ -5,6 +5,7 @@ step loop then brings the lanes to their last token, and the job takes the logit
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -206,22 +207,14 @@ class StatesJob:
 
 
 @dataclass(eq=False)
-class GenerateJob:
-    """The tokens of an answer, one a step."""
+class Answer(ABC):
+    """An answer under way: its tokens, one a step, and when they end. `GenerateJob` has one lane, `MixtureJob` many."""
 
-    waking: Waking | None
-    accept: tuple[int, ...]  # the accept string, put before the answer; empty for the base and for plain experts
     sampling: Sampling
     stop_tokens: frozenset[int]
     generator: torch.Generator
     _tokens: "asyncio.Queue[Token | Exception]" = field(default_factory=asyncio.Queue)
     _new: list[int] = field(default_factory=list)
-    lane: Lane | None = None
-
-    @property
-    def refs(self) -> str | None:
-        """Who answers, in words; None for the base."""
-        return None if self.waking is None else self.waking.expert.ref
 
     async def next_token(self) -> Token:
         """Waits on the event loop; raises what ended the generation before its time."""
@@ -229,6 +222,74 @@ class GenerateJob:
         if isinstance(item, Exception):
             raise item
         return item
+
+    def sample_row(self, prompt: Prompt) -> SampleRow:
+        early = len(self._new) < self.sampling.min_new_tokens
+        return SampleRow(
+            sampling=self.sampling,
+            prompt_tokens=prompt.tokens,
+            new_tokens=self._new,
+            forbidden=sorted(self.stop_tokens) if early or self.sampling.ignore_eos else (),
+            generator=self.generator,
+        )
+
+    def append(self, state: SessionState, token: int, resources: Resources) -> None:
+        """Takes the sampled token, delivers it, and ends the job where it was the last."""
+        self._new.append(token)
+        reason = self._finish_reason(token)
+        state.call(lambda: self._tokens.put_nowait(Token(token, reason)))
+        if reason is None:
+            for lane in self.lanes:
+                lane.sequence.tokens.append(token)
+        else:
+            state.end_job(resources.pool)
+            for lane in self.lanes:
+                state.drop(lane, resources.blocks)
+
+    def end_with(self, state: SessionState, error: Exception, resources: Resources) -> None:
+        """Ends the job before its time."""
+        state.end_job(resources.pool)
+        self.fail(state, error)
+
+    def fail(self, state: SessionState, error: Exception) -> None:
+        state.call(lambda: self._tokens.put_nowait(error))
+
+    @property
+    @abstractmethod
+    def lanes(self) -> Seq[Lane]:
+        """Those that compute the answer, all of them open once it has begun."""
+
+    @property
+    @abstractmethod
+    def refs(self) -> str | None:
+        """Who answers, in words; None for the base."""
+
+    @abstractmethod
+    def prepare(self, state: SessionState, resources: Resources) -> Access:
+        """Opens or takes over its lanes and drops all others; returns what those behind may do."""
+
+    def _finish_reason(self, token: int) -> FinishReason | None:
+        if token in self.stop_tokens and not self.sampling.ignore_eos:
+            return "stop"
+        return "length" if len(self._new) >= self.sampling.max_new_tokens else None
+
+
+@dataclass(eq=False, kw_only=True)
+class GenerateJob(Answer):
+    """An answer of one expert, or of the base."""
+
+    waking: Waking | None
+    accept: tuple[int, ...]  # the accept string, put before the answer; empty for the base and for plain experts
+    lane: Lane | None = None
+
+    @property
+    def lanes(self) -> Seq[Lane]:
+        assert self.lane is not None, "a token came for a generation that has not begun. This is a bug."
+        return (self.lane,)
+
+    @property
+    def refs(self) -> str | None:
+        return None if self.waking is None else self.waking.expert.ref
 
     def prepare(self, state: SessionState, resources: Resources) -> Access:
         """Opens or takes over a lane and drops all others; returns what those behind may do."""
@@ -245,45 +306,10 @@ class GenerateJob:
         self._drop_others(state, resources)
         return resources.access
 
-    def sample_row(self, prompt: Prompt) -> SampleRow:
-        early = len(self._new) < self.sampling.min_new_tokens
-        return SampleRow(
-            sampling=self.sampling,
-            prompt_tokens=prompt.tokens,
-            new_tokens=self._new,
-            forbidden=sorted(self.stop_tokens) if early or self.sampling.ignore_eos else (),
-            generator=self.generator,
-        )
-
-    def append(self, state: SessionState, token: int, resources: Resources) -> None:
-        """Takes the sampled token, delivers it, and ends the job where it was the last."""
-        assert self.lane is not None, "a token came for a generation that has not begun. This is a bug."
-        self._new.append(token)
-        reason = self._finish_reason(token)
-        state.call(lambda: self._tokens.put_nowait(Token(token, reason)))
-        if reason is None:
-            self.lane.sequence.tokens.append(token)
-        else:
-            state.end_job(resources.pool)
-            state.drop(self.lane, resources.blocks)
-
-    def end_with(self, state: SessionState, error: Exception, resources: Resources) -> None:
-        """Ends the job before its time."""
-        state.end_job(resources.pool)
-        self.fail(state, error)
-
-    def fail(self, state: SessionState, error: Exception) -> None:
-        state.call(lambda: self._tokens.put_nowait(error))
-
     def _drop_others(self, state: SessionState, resources: Resources) -> None:
         for lane in list(state.lanes()):
             if lane is not self.lane:
                 state.drop(lane, resources.blocks)
-
-    def _finish_reason(self, token: int) -> FinishReason | None:
-        if token in self.stop_tokens and not self.sampling.ignore_eos:
-            return "stop"
-        return "length" if len(self._new) >= self.sampling.max_new_tokens else None
 
     def _base_lane(self, state: SessionState, resources: Resources) -> Lane:
         return state.open_base(state.prompt.tokens, resources.prefix, wants_logits=True)
@@ -306,4 +332,4 @@ class GenerateJob:
         return held
 
 
-Job = ProbeJob | LogitsJob | StatesJob | GenerateJob
+Job = ProbeJob | LogitsJob | StatesJob | Answer

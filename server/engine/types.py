@@ -25,13 +25,19 @@ class IndicatorLogits:
 
 @dataclass(frozen=True)
 class Branches:
-    """How many probes a request may hold at once: activated ones share the prompt's blocks, plain ones do not."""
+    """How many probes a request may hold at once: activated ones share the prompt's blocks, plain ones do not.
+
+    `mixed`: so many experts answer together, each with keys and values of its own for the whole of prompt and answer.
+    """
 
     activated: int = 0
     plain: int = 0
+    mixed: int = 0
 
     def __add__(self, other: "Branches") -> "Branches":
-        return Branches(self.activated + other.activated, self.plain + other.plain)
+        return Branches(
+            self.activated + other.activated, self.plain + other.plain, self.mixed + other.mixed
+        )
 
 
 @dataclass(frozen=True)
