@@ -12,6 +12,14 @@ from expert_store.adapter import (
     read_scaling,
 )
 from expert_store.catalog import LIVE, Catalog, Expert, ExpertVersion
+from expert_store.centroid import (
+    CENTROID_FILE,
+    Centroid,
+    Origin,
+    adapter_digest,
+    digest_adapter,
+    read_centroid,
+)
 from expert_store.contents import ADAPTER_FILES, GATE_FILES, GATE_FOLDER
 from expert_store.errors import (
     CorruptStore,
@@ -43,13 +51,15 @@ from expert_store.manifest import (
     parse_manifest,
 )
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, parse_config, read_config
-from expert_store.profile import PROFILE_FILE, Profile, Vector, read_profile
+from expert_store.profile import PROFILE_FILE, Profile, read_profile
 from expert_store.store import ExpertStore, Staged, file_record
 from expert_store.trained_router import ROUTER_FILE, Gates, RoutedExpert, RouterDraft, RouterManifest, RouterVersion
+from expert_store.vector_file import Vector
 from expert_store.weights import WEIGHTS_FILE, read_header
 
 __all__ = [
     "ADAPTER_FILES",
+    "CENTROID_FILE",
     "CONFIG_FILE",
     "GATE_FILES",
     "GATE_FOLDER",
@@ -62,6 +72,7 @@ __all__ = [
     "AdapterInfo",
     "BaseSpec",
     "Catalog",
+    "Centroid",
     "CorruptStore",
     "Expert",
     "ExpertStore",
@@ -78,6 +89,7 @@ __all__ = [
     "Kind",
     "Manifest",
     "ManifestDraft",
+    "Origin",
     "Problem",
     "Profile",
     "RoutedExpert",
@@ -93,15 +105,18 @@ __all__ = [
     "UnknownVersion",
     "Vector",
     "VersionInUse",
+    "adapter_digest",
     "check_alias",
     "check_name",
     "complete_manifest",
     "copy_adapter",
+    "digest_adapter",
     "file_record",
     "inspect_adapter",
     "parse_config",
     "parse_draft",
     "parse_manifest",
+    "read_centroid",
     "read_config",
     "read_header",
     "read_profile",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from expert_store.centroid import CENTROID_FILE
 from expert_store.contents import ADAPTER_FILES, GATE_FOLDER
 from expert_store.disk import is_plain_file, is_plain_folder
 from expert_store.errors import InvalidAdapter, InvalidManifest, shown
@@ -160,12 +161,12 @@ def read_scaling(config: AdapterConfig, module: str) -> float:
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """Copies PEFT's two files, those of a gate and a profile, where there are any, and nothing else.
+    """Copies PEFT's two files, those of a gate, a profile and a centroid, where there are any, and nothing else.
 
     Raises InvalidAdapter when one of two is missing.
     """
     _check_present(source)
-    for name in (*ADAPTER_FILES, PROFILE_FILE):
+    for name in (*ADAPTER_FILES, PROFILE_FILE, CENTROID_FILE):
         if name in ADAPTER_FILES or (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     if is_plain_folder(source / GATE_FOLDER):

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from expert_store.contents import GATE_FOLDER, gate_file
+from expert_store.centroid import Centroid, adapter_digest
+from expert_store.contents import ADAPTER_FILES, GATE_FOLDER, gate_file
 from expert_store.errors import UnknownAlias, UnknownExpert, UnknownVersion
 from expert_store.manifest import Kind, Manifest
 from expert_store.profile import Profile
@@ -22,7 +23,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 class ExpertVersion:
     """One published version. `folder` holds PEFT's files and never changes; two are equal iff their digests are.
 
-    `profile` is what its prompts look like, where that is known.
+    `profile` is what its prompts look like, `centroid` what their gradients do, where that is known.
     """
 
     manifest: Manifest = field(compare=False)
@@ -30,6 +31,7 @@ class ExpertVersion:
     folder: Path = field(compare=False)
     profile: Profile | None = field(default=None, compare=False, repr=False)
     is_gate: bool = field(default=False, compare=False, repr=False)
+    centroid: Centroid | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -59,6 +61,11 @@ class ExpertVersion:
     def weight_bytes(self) -> int:
         """The size of its weights file."""
         return self.manifest.files[WEIGHTS_FILE].size_bytes
+
+    @cached_property
+    def adapter_digest(self) -> str:
+        """The same for all versions that hold this very adapter."""
+        return adapter_digest({name: self.manifest.files[name].sha256 for name in ADAPTER_FILES})
 
     @property
     def self_selecting(self) -> bool:

@@ -1,10 +1,12 @@
 """Holds what lies on disk against what was published, byte by byte. Changes nothing and needs no opened store."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from expert_store.catalog import ExpertVersion
+from expert_store.centroid import CENTROID_FILE, Centroid, parse_centroid
 from expert_store.contents import entries
 from expert_store.disk import digest_bytes, file_sha256, is_plain_file
 from expert_store.errors import CorruptStore, InvalidAdapter, InvalidManifest
@@ -13,6 +15,8 @@ from expert_store.manifest import FileRecord, Manifest, parse_manifest
 from expert_store.profile import PROFILE_FILE, Profile, parse_profile
 from expert_store.records import CatalogRecord, parse_record
 from expert_store.trained_router import read_router
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,19 +79,25 @@ def read_version(layout: Layout, name: str, version: int, digest: str) -> Expert
     if digest_bytes(data) != digest:
         raise CorruptStore(path, f"does not have the published digest {digest}: restore it from a backup")
     manifest = _read_manifest(data, path, f"{name}@{version}")
-    return ExpertVersion(manifest, digest, folder, read_published_profile(folder, manifest.files))
+    return published_version(manifest, digest, folder)
 
 
-def read_published_profile(folder: Path, files: Mapping[str, FileRecord]) -> Profile | None:
-    """A version's profile, held against its record; None where it was published without. Raises CorruptStore."""
-    if PROFILE_FILE not in files:
+def published_version(manifest: Manifest, digest: str, folder: Path) -> ExpertVersion:
+    """A version and what lies beside its adapter, held against the manifest. Raises CorruptStore."""
+    profile: Profile | None = _read_beside(folder / PROFILE_FILE, manifest.files, parse_profile)
+    centroid: Centroid | None = _read_beside(folder / CENTROID_FILE, manifest.files, parse_centroid)
+    return ExpertVersion(manifest, digest, folder, profile, centroid=centroid)
+
+
+def _read_beside(path: Path, files: Mapping[str, FileRecord], parse: Callable[[bytes], T]) -> T | None:
+    """None where the version was published without."""
+    if path.name not in files:
         return None
-    path = folder / PROFILE_FILE
-    message = _compare(path, files[PROFILE_FILE].size_bytes, files[PROFILE_FILE].sha256)
+    message = _compare(path, files[path.name].size_bytes, files[path.name].sha256)
     if message is not None:
         raise CorruptStore(path, f"{message}: restore it from a backup")
     try:
-        return parse_profile(path.read_bytes())
+        return parse(path.read_bytes())
     except InvalidAdapter as error:
         raise CorruptStore(path, f"cannot be read by this version of the software: {error.message}") from None
 

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from expert_store.adapter import AdapterInfo, complete_manifest
 from expert_store.catalog import Catalog, Expert, ExpertVersion
+from expert_store.centroid import CENTROID_FILE, read_centroid
 from expert_store.contents import GATE_FOLDER, entries, version_files
 from expert_store.disk import Disk, LocalDisk, digest_bytes, file_sha256, is_plain_file
 from expert_store.errors import (
@@ -28,7 +29,7 @@ from expert_store.errors import (
 from expert_store.integrity import (
     Problem,
     orphans,
-    read_published_profile,
+    published_version,
     read_record,
     read_version,
     verify_store,
@@ -207,9 +208,9 @@ class ExpertStore:
 
     def _seal(self, folder: Path, *, gated: bool) -> dict[str, FileRecord]:
         """Digests the staged files and makes them durable. Raises InvalidAdapter for anything but what is wanted and a
-        sound profile, which may be left out."""
+        sound profile and centroid, which may be left out."""
         wanted, found = version_files(gated=gated), entries(folder)
-        for file_name in sorted((found - {PROFILE_FILE}).symmetric_difference(wanted)):
+        for file_name in sorted((found - {PROFILE_FILE, CENTROID_FILE}).symmetric_difference(wanted)):
             state = "is missing" if file_name in wanted else "does not belong in a version"
             raise InvalidAdapter(file_name, f"{file_name} {state}: stage exactly {' and '.join(wanted)}")
         for file_name in sorted(found):
@@ -220,6 +221,8 @@ class ExpertStore:
             self._disk.sync_folder(folder / GATE_FOLDER)
         if PROFILE_FILE in found:
             read_profile(folder / PROFILE_FILE)
+        if CENTROID_FILE in found:
+            read_centroid(folder / CENTROID_FILE)
         return {name: file_record(folder / name) for name in sorted(found)}
 
     def _place_and_commit(
@@ -245,7 +248,7 @@ class ExpertStore:
         self._disk.remove(folder)  # a publication that crashed before its commit left it
         self._disk.rename(staging, folder)
         self._disk.sync_folder(folder.parent)
-        return ExpertVersion(manifest, digest_bytes(data), folder, read_published_profile(folder, manifest.files))
+        return published_version(manifest, digest_bytes(data), folder)
 
     def _withdraw(self, manifest: Manifest) -> None:
         """After a failed publication: removes its folder, unless the failure came after the commit."""

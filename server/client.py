@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from expert_store import ADAPTER_FILES, GATE_FILES, GATE_FOLDER, MANIFEST_FILE, PROFILE_FILE
+from expert_store import ADAPTER_FILES, CENTROID_FILE, GATE_FILES, GATE_FOLDER, MANIFEST_FILE, PROFILE_FILE
 from server.errors import RelayError
 
 _FILE_FIELDS = ("adapter_config", "adapter_model", "gate_config", "gate_weights")
@@ -43,7 +43,7 @@ def show_expert(url: str, name: str) -> dict[str, Any]:
 
 
 def add_expert(url: str, folder: Path, *, name: str | None, activate: bool) -> dict[str, Any]:
-    """Registers the adapter in `folder`, with the gate, the profile and the manifest.json beside it if there.
+    """Registers the adapter in `folder`, with the gate, the profile, the centroid and the manifest.json beside it if there.
 
     Raises ClientError.
     """
@@ -62,8 +62,8 @@ def _files_to_send(folder: Path) -> dict[str, Path]:
     for path in files.values():
         if not path.is_file():
             raise ClientError(f"{path} is not there: {path.parent} must hold what PEFT's save_pretrained writes")
-    beside = {"manifest": folder / MANIFEST_FILE, "profile": folder / PROFILE_FILE}
-    return files | {field: path for field, path in beside.items() if path.is_file()}
+    beside = {"manifest": MANIFEST_FILE, "profile": PROFILE_FILE, "centroid": CENTROID_FILE}
+    return files | {field: folder / name for field, name in beside.items() if (folder / name).is_file()}
 
 
 def _segment(name: str) -> str:

@@ -56,6 +56,10 @@ def registration_request() -> dict[str, Any]:
             **_FILE,
             "description": "profile.safetensors as `relay train` wrote it; else made from samples.",
         },
+        "centroid": {
+            **_FILE,
+            "description": "centroid.safetensors as `relay train elrea` wrote it; else made from samples.",
+        },
         "gate_config": {**_FILE, "description": "adapter_config.json of a plain LoRA's gate."},
         "gate_weights": {**_FILE, "description": "adapter_model.safetensors of that gate; both or neither."},
         "name": {**_TEXT, "description": "The expert's name; wins over the manifest's."},

@@ -14,6 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from expert_store import (
+    CENTROID_FILE,
     CONFIG_FILE,
     GATE_FILES,
     PROFILE_FILE,
@@ -34,7 +35,8 @@ FILE_FIELDS = {
     "gate_config": GATE_CONFIG,
     "gate_weights": GATE_WEIGHTS,
     "profile": PROFILE_FILE,
-} | {path: path for path in (CONFIG_FILE, WEIGHTS_FILE, *GATE_FILES, PROFILE_FILE)}
+    "centroid": CENTROID_FILE,
+} | {path: path for path in (CONFIG_FILE, WEIGHTS_FILE, *GATE_FILES, PROFILE_FILE, CENTROID_FILE)}
 # Largest size in bytes of each text field.
 TEXT_FIELDS = {
     "name": 1024,
@@ -43,9 +45,9 @@ TEXT_FIELDS = {
     "threshold": 64,
     "activate": 16,
 }
-# Largest size in bytes of a file, where the limit of the whole upload is not enough.
-_MAX_FILE_BYTES = {CONFIG_FILE: 1024 * 1024, GATE_CONFIG: 1024 * 1024, PROFILE_FILE: 1024 * 1024}
 _PIECE_BYTES = 1 << 20
+# Largest size in bytes of a file, where the limit of the whole upload is not enough.
+_MAX_FILE_BYTES = dict.fromkeys((CONFIG_FILE, GATE_CONFIG, PROFILE_FILE, CENTROID_FILE), 1024 * 1024)
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 

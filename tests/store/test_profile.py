@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save
 
 from expert_store import CorruptStore, ExpertStore, ExpertVersion, InvalidAdapter, Profile, read_profile
-from expert_store.profile import MAX_PROFILE_BYTES
+from expert_store.vector_file import MAX_VECTOR_BYTES
 
 from .samples import CHOOSY, INFO, safetensors_bytes
 
@@ -73,7 +73,7 @@ def header(**changes: Any) -> bytes:
         (PROFILE.to_bytes() + b"\x00", "one vector of F32"),
         (header(shape=[3]), "one vector of F32"),
         (header(data_offsets=[0, 4]), "one vector of F32"),
-        (b" " * (MAX_PROFILE_BYTES + 1), "at most"),
+        (b" " * (MAX_VECTOR_BYTES + 1), "at most"),
     ],
 )
 def test_whatever_is_no_profile_is_refused_and_nothing_is_published(store: ExpertStore, data: bytes, says: str) -> None:
