@@ -22,6 +22,7 @@ from server.api.body import BodyLimit
 from server.api.errors import install_error_handlers
 from server.api.openapi import install_openapi
 from server.api.serving import Serving
+from server.centroids import Centroids
 from server.demo import seed_demo
 from server.engine import Engine, EngineConfig, EngineObserver
 from server.errors import ForeignStore, RelayError, SettingsError
@@ -29,17 +30,10 @@ from server.metrics import Metrics
 from server.model.base import Base, load_base, public_name
 from server.model.chat import ChatFormat
 from server.model.feature import PromptFeature
+from server.model.gradient import GradientWorker
 from server.pins import Pins
 from server.registry import EffectEngine, Registry, discard_in_background
-from server.routing import (
-    AbsentRouter,
-    ChainRouter,
-    LearnedRouter,
-    Router,
-    RouterStatus,
-    ScoringRouter,
-    Shortlists,
-)
+from server.routing import ChainRouter, GradientRouter, LearnedRouter, Router, ScoringRouter, Shortlists
 from server.service import RequestEngine, Service
 from server.settings import Settings
 
@@ -83,6 +77,7 @@ def build_app(settings: Settings, *, make_engine: EngineFactory = Engine) -> Fas
         finally:
             app.state.serving = None
             await asyncio.to_thread(running.engine.stop)
+            await asyncio.to_thread(running.gradients.close)
 
     app = FastAPI(
         title="LoRA Relay",
@@ -113,6 +108,7 @@ class _Running:
 
     serving: Serving
     engine: AppEngine
+    gradients: GradientWorker
 
 
 async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
@@ -123,6 +119,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     feature = PromptFeature(base, chat)
     metrics = Metrics(catalog=lambda: store.catalog, max_experts=settings.expert_slots)
     _describe_build(metrics, base)
+    gradients = GradientWorker(base, chat)
     engine = await asyncio.to_thread(make_engine, base, chat, _engine_config(settings), metrics)
     pins = Pins(discard_in_background(store))
     registry = Registry(
@@ -130,6 +127,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         spec=base.spec,
         chat=chat,
         feature=feature,
+        centroids=Centroids(gradients, chat),
         engine=engine,
         pins=pins,
         metrics=metrics,
@@ -140,7 +138,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         engine=engine,
         chat=chat,
         tokenizer=base.tokenizer,
-        routers=_routers(settings, store, base.spec),
+        routers=_routers(settings, store, gradients),
         shortlists=Shortlists(feature),
         catalog=lambda: store.catalog,
         pins=pins,
@@ -154,15 +152,17 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     except BaseException:
         await asyncio.to_thread(engine.stop)
         raise
-    return _Running(_serving(settings, service, registry, metrics, engine), engine)
+    return _Running(_serving(settings, service, registry, metrics, engine), engine, gradients)
 
 
-def _routers(settings: Settings, store: ExpertStore, spec: BaseSpec) -> dict[ScoringRouter, Router]:
+def _routers(settings: Settings, store: ExpertStore, gradients: GradientWorker) -> dict[ScoringRouter, Router]:
     """Every router a request can name, by its name."""
     return {
         "chain": ChainRouter(window=settings.chain_window, plain_window=settings.plain_window),
-        "gradient": AbsentRouter(RouterStatus("gradient", missing=("this server cannot compute gradient features",))),
-        "learned": LearnedRouter(store, base_fingerprint=spec.fingerprint),
+        "gradient": GradientRouter(
+            gradients, num_experts=settings.gradient_experts, base_weight=settings.gradient_base_weight
+        ),
+        "learned": LearnedRouter(store, base_fingerprint=gradients.base_fingerprint),
     }
 
 

@@ -239,10 +239,10 @@ class Metrics:
 
     def _count_decision(self, decision: Decision, *, refused: bool) -> None:
         self.decisions.labels(decision.router, decision.reason, self._answered_by(decision)).inc()
-        for considered in decision.considered:
-            verdict = "accept" if considered.accepted else "reject"
-            self.verdicts.labels(self._label(considered.expert), verdict).inc()
         if decision.reason in ("accepted", "no_acceptance"):
+            for considered in decision.considered:
+                verdict = "accept" if considered.accepted else "reject"
+                self.verdicts.labels(self._label(considered.expert), verdict).inc()
             self.chain_length.observe(len(decision.considered))
         if decision.shortlist is not None:
             self._count_shortlist(decision.shortlist)

@@ -37,6 +37,7 @@ from expert_store import (
     read_profile,
 )
 from server.background import begin_in_background, in_background
+from server.centroids import Centroids
 from server.errors import ExpertTooLarge, RegistrationsBusy, RelayError
 from server.metrics import Metrics, RegistrationOutcome
 from server.model.chat import ChatFormat, Prompt, activation_start
@@ -112,6 +113,7 @@ class Registry:
         spec: BaseSpec,
         chat: ChatFormat,
         feature: ProfileFeature,
+        centroids: Centroids,
         engine: EffectEngine,
         pins: Pins,
         metrics: Metrics,
@@ -122,6 +124,7 @@ class Registry:
         self._spec = spec
         self._chat = chat
         self._feature = feature
+        self._centroids = centroids
         self._engine = engine
         self._pins = pins
         self._metrics = metrics
@@ -169,6 +172,8 @@ class Registry:
         checks.extend(self._check_size(part) for part in parts)
         checks.append(self._check_base(draft))
         checks.append(await in_background(lambda: self._provide_profile(staged, draft)))
+        said = await self._centroids.provide(staged.folder, draft.samples, name=wanted, catalog=self._store.catalog)
+        checks.append(Check("centroid", True, said))
         checks.extend(self._check_selection(parts[-1]))
         for part in parts:
             checks.append(await self._check_effect(part))

@@ -37,6 +37,7 @@ from server.routing.base import (
     pinned,
     unrouted,
 )
+from server.routing.gradient import GradientPlan
 from server.routing.shadow import ShadowPlans
 from server.text import TextStream, Tokenizer
 from server.trace import Measured, Timings, Trace, Usage
@@ -92,7 +93,7 @@ class Query:
     """Who is to answer what. `expert` is a reference and settles it; else the router does.
 
     `shortlist` is how many experts the chain may ask beside those without a profile; 0 is all. `shadow` are routers to
-    be scored beside the one that decides.
+    be scored beside the one that decides. `gradient_experts` is how many the gradient router mixes, None as it is set.
     """
 
     prompt: tuple[Message, ...] | RawPrompt
@@ -100,6 +101,7 @@ class Query:
     router: RouterName
     shortlist: int
     shadow: tuple[ScoringRouter, ...] = ()
+    gradient_experts: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +226,8 @@ class Service:
         catalog = self._catalog()
         named = _resolve(catalog, query.expert) if query.expert is not None else None
         plan = self._routers[query.router].plan(catalog) if named is None and query.router != "none" else None
+        if isinstance(plan, GradientPlan) and query.gradient_experts is not None:
+            plan = replace(plan, num_experts=query.gradient_experts)
         return _Case(query.router, catalog, named, plan, ShadowPlans.of(query.shadow, self._routers, catalog))
 
     async def _open(self, case: "_Case", prompt: Prompt, max_new_tokens: int) -> "tuple[_Case, EngineSession]":

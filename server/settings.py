@@ -26,6 +26,7 @@ URL_VARIABLE = "RELAY_URL"
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 MAX_SHORTLIST = 4096
+MAX_GRADIENT_EXPERTS = 16
 
 Directory = Annotated[Path, AfterValidator(Path.expanduser)]
 
@@ -101,6 +102,15 @@ class Settings(BaseSettings):
     plain_window: PositiveInt = Field(2, le=64, description="Plain LoRA experts the chain probes together.")
     shortlist: int = Field(
         0, ge=0, le=MAX_SHORTLIST, description="Experts that a prompt's words choose for the chain to ask; 0 asks all."
+    )
+    gradient_experts: int = Field(
+        2, ge=1, le=MAX_GRADIENT_EXPERTS, description="Experts the gradient router mixes, the nearest ones."
+    )
+    gradient_base_weight: float | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description="Weight of the base adapter in the gradient router's mixtures; by default 1 / experts of the pool.",
     )
     max_body_bytes: ByteSize = Field(
         ByteSize(1024**2), ge=1024, description="Largest request body in bytes, uploads apart, such as 1MiB."

@@ -82,6 +82,7 @@ async def route(
         router=body.router or serving.default_router,
         shortlist=serving.shortlist(body.shortlist),
         shadow=_shadow(body, serving),
+        gradient_experts=body.gradient_experts,
     )
     return route_response(await until_disconnected(request.receive, serving.service.route(query)))
 
@@ -113,6 +114,7 @@ def _generation_query(body: GenerateRequest, serving: Serving) -> GenerationQuer
         router=body.router or serving.default_router,
         shortlist=serving.shortlist(body.shortlist),
         shadow=_shadow(body, serving),
+        gradient_experts=body.gradient_experts,
         sampling=_sampling(body, serving),
         stops=tuple(body.stop),
         refuse_fallback=body.fallback == "refuse",

@@ -13,7 +13,7 @@ from expert_store import Indicators, Kind, Training
 from server.model.sampling import Sampling
 from server.routing.base import Reason, RouterName, ScoringRouter
 from server.service import FinishReason
-from server.settings import MAX_SHORTLIST
+from server.settings import MAX_GRADIENT_EXPERTS, MAX_SHORTLIST
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
@@ -85,6 +85,12 @@ class PromptRequest(RequestModel):
         le=MAX_SHORTLIST,
         description="Let the chain ask only so many experts, chosen by the prompt's words; 0 asks all. Default: the "
         "server's setting.",
+    )
+    gradient_experts: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_GRADIENT_EXPERTS,
+        description="Let the gradient router mix so many experts, the nearest ones. Default: the server's setting.",
     )
     shadow: tuple[ScoringRouter, ...] = Field(
         (), max_length=3, description="Routers to score for the same prompt, without acting on what they say."

@@ -8,9 +8,12 @@ chat template puts at the beginning of every prompt, whose part of the gradient 
 prompt. The loss counts no more than the first MAX_TOKENS.
 """
 
+import asyncio
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
-from expert_store import WEIGHTS_FILE, InvalidAdapter, Vector, read_config
+from expert_store import WEIGHTS_FILE, ExpertVersion, InvalidAdapter, Vector, read_config
 from server.errors import InvalidRequest, NonFiniteGradient
 from server.model.base import Base
 from server.model.chat import ChatFormat, Prompt, common_prefix_length
@@ -35,6 +38,7 @@ from server.model.sketch import CountSketch, Projection
 
 FEATURE = "prompt-gradient/1"  # a new number whenever the same prompt would give another vector
 MAX_TOKENS = 512
+_KEPT = 2  # base adapters in memory: the one in use, and the one before it or that of a shadow
 _PREFIX = "base_model.model."
 _A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
 
@@ -121,6 +125,49 @@ class GradientFeature:
     def centroid(self, prompts: Sequence[Prompt]) -> Vector:
         """[D] of length 1: the mean of the prompts' features. At least one prompt. Raises as `of`."""
         return mean_direction(np.stack([self.of(prompt) for prompt in prompts]))
+
+
+class GradientWorker:
+    """Answers event loops from a thread of its own, one prompt after the other, so that neither the engine nor whoever
+    else needs a thread waits for gradients. Keeps the base adapters it used last."""
+
+    def __init__(self, base: Base, chat: ChatFormat) -> None:
+        self._runner = GradientRunner(base, chat)
+        self._base_fingerprint = base.spec.fingerprint
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gradient")
+        self._features: OrderedDict[tuple[str, Projection], GradientFeature] = OrderedDict()
+
+    @property
+    def base_fingerprint(self) -> str:
+        return self._base_fingerprint
+
+    @property
+    def feature(self) -> str:
+        return FEATURE
+
+    async def of(self, base: ExpertVersion, prompt: Prompt, *, width: int, seed: int) -> Vector:
+        """[width]. Raises InvalidRequest, NonFiniteGradient, InvalidAdapter."""
+        return await self._in_thread(lambda: self._feature(base, Projection(width, seed)).of(prompt))
+
+    async def centroid(self, base: ExpertVersion, prompts: Sequence[Prompt], *, width: int, seed: int) -> Vector:
+        """[width] of length 1: the mean of the prompts' features. Raises as `of`."""
+        return await self._in_thread(lambda: self._feature(base, Projection(width, seed)).centroid(prompts))
+
+    def close(self) -> None:
+        """Ends the thread once it has done what it is at."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def _in_thread(self, work: Callable[[], Vector]) -> Vector:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _feature(self, base: ExpertVersion, projection: Projection) -> GradientFeature:
+        key = (base.adapter_digest, projection)
+        if key not in self._features:
+            self._features[key] = GradientFeature(self._runner, base.folder, projection)
+        self._features.move_to_end(key)
+        while len(self._features) > _KEPT:
+            self._features.popitem(last=False)
+        return self._features[key]
 
 
 def mean_direction(features_ND: Vector) -> Vector:

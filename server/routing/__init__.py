@@ -1,6 +1,5 @@
 """Who answers: routers score experts, one pure function decides. Knows no tensors, no text and no HTTP."""
 
-from server.routing.absent import AbsentRouter
 from server.routing.base import (
     Considered,
     Decision,
@@ -18,15 +17,18 @@ from server.routing.base import (
     unrouted,
 )
 from server.routing.chain import ChainRouter, decide, score
+from server.routing.gradient import BASE_ALIAS, GradientPlan, GradientRouter, base_adapter, find_pool
 from server.routing.learned import LearnedRouter
 from server.routing.shadow import ShadowPlans
 from server.routing.shortlist import ShortlistIndex, Shortlists
 
 __all__ = [
-    "AbsentRouter",
+    "BASE_ALIAS",
     "ChainRouter",
     "Considered",
     "Decision",
+    "GradientPlan",
+    "GradientRouter",
     "LearnedRouter",
     "Prober",
     "Reason",
@@ -41,7 +43,9 @@ __all__ = [
     "Shortlist",
     "ShortlistIndex",
     "Shortlists",
+    "base_adapter",
     "decide",
+    "find_pool",
     "pinned",
     "score",
     "unrouted",

@@ -1,0 +1,230 @@
+"""Mixtures by gradient (ELREA, arXiv 2502.00089): the nearer a prompt's gradient to those of an expert's rows, the more
+the expert counts. Knows vectors and experts; nothing of how a prompt becomes a vector.
+
+    s_c = cos(feature, centroid_c), standardised over the pool;   w = softmax(s);   z = w_base z_base + sum of w_c z_c
+
+Choices of ours: only the `num_experts` with the largest weights answer, scaled so that theirs sum to 1 (the paper has all
+C of them); w_base is 1 / C unless it is set. The pool is everybody whose live version has a centroid made with the one
+version that bears the alias `gradient-base`, which is the base adapter.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expert_store import Catalog, Centroid, ExpertVersion, Origin, Vector
+from server.engine.answerer import LogitMixture, Weighted
+from server.engine.types import Branches
+from server.model.chat import Prompt
+from server.routing.base import Considered, Decision, Prober, RouterStatus, Shortlist
+
+BASE_ALIAS = "gradient-base"
+_WAY_OUT = "relay train elrea --data rows.jsonl --out DIR --register NAME"
+_SHOWN = 3
+_LEAST_SPREAD = 1e-9  # of scores; below it nobody is nearer than anybody else
+
+
+class GradientSource(Protocol):
+    """The seam to the model; `server.model.gradient.GradientWorker` in production."""
+
+    @property
+    def base_fingerprint(self) -> str: ...
+
+    @property
+    def feature(self) -> str: ...
+
+    async def of(self, base: ExpertVersion, prompt: Prompt, *, width: int, seed: int) -> Vector:
+        """[width] of length 1, of the prompt's gradient through a base adapter."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class GradientPool:
+    """Who can be mixed: C experts, and their centroids [C, D] in the same order."""
+
+    base: ExpertVersion
+    experts: tuple[ExpertVersion, ...]
+    centroids_CD: NDArray[np.float32]
+    origin: Origin
+
+    @property
+    def width(self) -> int:
+        return int(self.centroids_CD.shape[1])
+
+
+@dataclass(frozen=True)
+class _Missing:
+    reasons: tuple[str, ...]
+
+
+def base_adapter(catalog: Catalog) -> ExpertVersion | None:
+    """The version that bears the alias, if exactly one does."""
+    bearers = _bearers(catalog)
+    return bearers[0] if len(bearers) == 1 else None
+
+
+def find_pool(catalog: Catalog, *, base_fingerprint: str, feature: str) -> "GradientPool | _Missing":
+    """The pool of a catalog, or what it lacks."""
+    bearers = _bearers(catalog)
+    if len(bearers) != 1:
+        return _Missing((_no_single_base(bearers),))
+    [base] = bearers
+    if base.kind != "lora":
+        return _Missing((f"{base.ref} has the alias {BASE_ALIAS}, but a base adapter must be a plain LoRA",))
+    others = [expert.live for expert in catalog.experts.values() if expert.live is not None and expert.name != base.name]
+    found = [(version, version.centroid) for version in others if version.centroid is not None]
+    fitting = [
+        (version, centroid) for version, centroid in found if fits(centroid, base, base_fingerprint, feature) is None
+    ]
+    if not fitting:
+        return _Missing(_nobody_fits(base, found, base_fingerprint, feature))
+    shapes = {(centroid.origin.projection_seed, len(centroid.vector_D)) for _, centroid in fitting}
+    if len(shapes) > 1:
+        said = ", ".join(f"seed {seed} to {width}" for seed, width in sorted(shapes))
+        return _Missing((f"the centroids of {_refs([v for v, _ in fitting])} were projected differently: {said}",))
+    vectors_CD = np.stack([centroid.vector_D for _, centroid in fitting])
+    return GradientPool(base, tuple(version for version, _ in fitting), vectors_CD, fitting[0][1].origin)
+
+
+def fits(centroid: Centroid, base: ExpertVersion, base_fingerprint: str, feature: str) -> str | None:
+    """Why a centroid cannot be compared with gradients through `base`; None where it can."""
+    origin = centroid.origin
+    if origin.base_fingerprint != base_fingerprint:
+        return f"it was made on base {origin.base_fingerprint}, this server runs {base_fingerprint}"
+    if origin.base_adapter != base.adapter_digest:
+        return f"it was made with base adapter {origin.base_adapter}, the pool's is {base.ref}, {base.adapter_digest}"
+    if origin.feature != feature:
+        return f"it is of {origin.feature!r}, this server compares {feature!r}"
+    return None
+
+
+def mixture_weights(score_C: Sequence[float], num_experts: int) -> list[float]:
+    """[C] softmax of the standardised scores; all but the `num_experts` largest are 0, and those sum to 1.
+
+    Of equal ones the first. (ELREA, section 3.4; leaving some out is ours.)
+    """
+    scores_C = np.asarray(score_C, dtype=np.float64)
+    spread = scores_C.std()
+    standard_C = (scores_C - scores_C.mean()) / spread if spread > _LEAST_SPREAD else np.zeros_like(scores_C)
+    weights_C = np.exp(standard_C - standard_C.max())
+    kept = np.argsort(-weights_C, kind="stable")[:num_experts]
+    mixed_C = np.zeros_like(weights_C)
+    mixed_C[kept] = weights_C[kept] / weights_C[kept].sum()
+    return [float(weight) for weight in mixed_C]
+
+
+def decide_mixture(
+    pool: GradientPool, feature_D: Vector, *, num_experts: int, base_weight: float | None, catalog_generation: int
+) -> Decision:
+    """The mixture a feature asks for. `considered` are all of the pool with their cosines, those in it accepted."""
+    score_C = [float(score) for score in pool.centroids_CD @ feature_D]
+    weight_C = mixture_weights(score_C, num_experts)
+    shares = [Weighted(expert, weight) for expert, weight in zip(pool.experts, weight_C, strict=True) if weight]
+    shares.sort(key=lambda share: -share.weight)
+    mixture = LogitMixture(
+        pool.base, 1 / len(pool.experts) if base_weight is None else base_weight, tuple(shares)
+    )
+    considered = tuple(
+        Considered(expert.name, expert.version, score, weight > 0)
+        for expert, score, weight in zip(pool.experts, score_C, weight_C, strict=True)
+    )
+    return Decision("gradient", mixture, None, False, "weighted", considered, catalog_generation)
+
+
+@dataclass(frozen=True)
+class GradientPlan:
+    """One request's routing on one pool."""
+
+    pool: GradientPool
+    source: GradientSource
+    num_experts: int
+    base_weight: float | None
+    catalog_generation: int
+
+    @property
+    def readable(self) -> Sequence[ExpertVersion]:
+        return (self.pool.base, *self.pool.experts)
+
+    def branches(self, shortlist: Shortlist | None) -> Branches:  # noqa: ARG002 - nobody is asked
+        """The base adapter and the experts answer side by side."""
+        return Branches(mixed=1 + min(self.num_experts, len(self.pool.experts)))
+
+    async def route(self, prompt: Prompt, session: Prober, shortlist: Shortlist | None) -> Decision:  # noqa: ARG002
+        """Raises InvalidRequest where the prompt has no gradient, NonFiniteGradient."""
+        pool = self.pool
+        feature_D = await self.source.of(
+            pool.base, prompt, width=pool.width, seed=pool.origin.projection_seed
+        )
+        return decide_mixture(
+            pool,
+            feature_D,
+            num_experts=self.num_experts,
+            base_weight=self.base_weight,
+            catalog_generation=self.catalog_generation,
+        )
+
+
+class GradientRouter:
+    """Keeps the pool of the newest catalog it has seen."""
+
+    def __init__(self, source: GradientSource, *, num_experts: int = 2, base_weight: float | None = None) -> None:
+        self._source = source
+        self._num_experts = num_experts
+        self._base_weight = base_weight
+        self._finding = threading.Lock()
+        self._found: tuple[int, GradientPool | _Missing] | None = None
+
+    def status(self, catalog: Catalog) -> RouterStatus:
+        """`version` is the base adapter's."""
+        pool = self._pool(catalog)
+        if isinstance(pool, _Missing):
+            return RouterStatus("gradient", missing=pool.reasons, way_out=_WAY_OUT)
+        return RouterStatus("gradient", version=pool.base.version)
+
+    def plan(self, catalog: Catalog) -> GradientPlan:
+        """Raises RouterNotReady."""
+        self.status(catalog).require()
+        pool = self._pool(catalog)
+        assert isinstance(pool, GradientPool), "a router that is ready has a pool. This is a bug."
+        return GradientPlan(pool, self._source, self._num_experts, self._base_weight, catalog.generation)
+
+    def _pool(self, catalog: Catalog) -> "GradientPool | _Missing":
+        with self._finding:
+            if self._found is not None and self._found[0] == catalog.generation:
+                return self._found[1]
+            source = self._source
+            pool = find_pool(catalog, base_fingerprint=source.base_fingerprint, feature=source.feature)
+            if self._found is None or self._found[0] < catalog.generation:
+                self._found = (catalog.generation, pool)
+            return pool
+
+
+def _bearers(catalog: Catalog) -> list[ExpertVersion]:
+    experts = catalog.experts.values()
+    return [expert.versions[expert.aliases[BASE_ALIAS]] for expert in experts if BASE_ALIAS in expert.aliases]
+
+
+def _no_single_base(bearers: Sequence[ExpertVersion]) -> str:
+    if not bearers:
+        return f"no version has the alias {BASE_ALIAS}, so there is no base adapter to take gradients with"
+    return f"{_refs(bearers)} all have the alias {BASE_ALIAS}: remove it from all but one"
+
+
+def _nobody_fits(
+    base: ExpertVersion, found: Sequence[tuple[ExpertVersion, Centroid]], base_fingerprint: str, feature: str
+) -> tuple[str, ...]:
+    if not found:
+        return (f"no expert has a centroid made with base adapter {base.ref}",)
+    return tuple(
+        f"the centroid of {version.ref} does not fit: {fits(centroid, base, base_fingerprint, feature)}"
+        for version, centroid in found[:_SHOWN]
+    )
+
+
+def _refs(versions: Sequence[ExpertVersion]) -> str:
+    more = f" and {len(versions) - _SHOWN} more" if len(versions) > _SHOWN else ""
+    return ", ".join(version.ref for version in versions[:_SHOWN]) + more

@@ -1,0 +1,182 @@
+"""A pool with centroids over HTTP: registered, routed by gradient, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from expert_store import CENTROID_FILE, Centroid, Origin, digest_adapter, read_centroid
+from server.model.base import load_base
+from server.model.chat import ChatFormat
+from server.model.gradient import FEATURE, GradientFeature, GradientRunner
+from server.model.sketch import Projection
+from tests.api.conftest import App, Part, Start, registration_parts
+from tests.support import asgi, tiny
+
+pytestmark = pytest.mark.anyio
+PROJECTION = Projection(width=512, seed=4)
+TOPICS = {"pool-0": "the quick brown fox", "pool-1": "What is the capital of France? 0123"}
+PLAIN = {"manifest": "{}"}
+
+
+@pytest.fixture(scope="module")
+def pool(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base adapter, and two experts with the centroids of their topics beside them."""
+    root = tmp_path_factory.mktemp("pool")
+    base = load_base(str(base_folder), dtype="fp32", device="cpu", cache=root)
+    chat = ChatFormat(base.tokenizer)
+    folders = {"pool-base": tiny.write_adapter(root / "base", base_folder, kind="lora", seed=9)}
+    feature = GradientFeature(GradientRunner(base, chat), folders["pool-base"], PROJECTION)
+    origin = Origin(base.spec.fingerprint, digest_adapter(folders["pool-base"]), FEATURE, PROJECTION.seed)
+    for seed, (name, topic) in enumerate(TOPICS.items()):
+        folders[name] = tiny.write_adapter(root / name, base_folder, kind="lora", seed=seed, targets=["v_proj"])
+        vector = feature.centroid([chat.render([{"role": "user", "content": topic}])])
+        (folders[name] / CENTROID_FILE).write_bytes(Centroid(origin, vector).to_bytes())
+    return folders
+
+
+async def upload(world: App, folder: Path, name: str, centroid: bytes | None = None, **fields: str) -> asgi.Reply:
+    parts = registration_parts(folder, name, **{**PLAIN, **fields})
+    if centroid is None and (folder / CENTROID_FILE).exists():
+        centroid = (folder / CENTROID_FILE).read_bytes()
+    if centroid is not None:
+        parts.append(Part("centroid", centroid, CENTROID_FILE))
+    return await world.upload(parts)
+
+
+async def register_base(world: App, pool: dict[str, Path]) -> None:
+    assert (await upload(world, pool["pool-base"], "pool-base")).status == 201
+    assert (await world.ask("PUT", "/experts/pool-base/aliases/gradient-base", {"version": 1})).status == 200
+
+
+async def register_all(world: App, pool: dict[str, Path]) -> None:
+    await register_base(world, pool)
+    for name in TOPICS:
+        reply = await upload(world, pool[name], name)
+        assert reply.status == 201, reply.body
+        said = {check["name"]: check["detail"] for check in reply.json()["checks"]}
+        assert said["centroid"] == "it came with one, made with base adapter pool-base@1"
+
+
+async def test_a_registered_pool_is_ready_and_routes_by_topic(world: App, pool: dict[str, Path]) -> None:
+    await register_all(world, pool)
+    [listed] = [r for r in (await world.ask("GET", "/routers")).json()["routers"] if r["router"] == "gradient"]
+    assert (listed["ready"], listed["version"], listed["missing"]) == (True, 1, [])
+    for name, topic in TOPICS.items():
+        reply = await world.ask("POST", "/generate", {"prompt": topic, "router": "gradient"})
+        routing = reply.json()["routing"]
+        assert (routing["reason"], routing["expert"], routing["fallback"]) == ("weighted", None, False)
+        assert [share["expert"] for share in routing["experts"]][0] == name
+        assert sum(share["weight"] for share in routing["experts"]) == pytest.approx(1)
+        scores = {considered["expert"]: considered["score"] for considered in routing["considered"]}
+        assert scores[name] == pytest.approx(1, abs=1e-5)
+    assert world.engine.num_open == 0
+    assert world.engine.sessions[-1].branches.mixed == 3
+
+
+async def test_the_request_says_how_many_are_mixed(world: App, pool: dict[str, Path]) -> None:
+    await register_all(world, pool)
+    body = {"prompt": TOPICS["pool-1"], "router": "gradient", "gradient_experts": 1}
+    routing = (await world.ask("POST", "/route", body)).json()["routing"]
+    assert [(share["expert"], share["weight"]) for share in routing["experts"]] == [("pool-1", 1.0)]
+    refused = await world.ask("POST", "/route", {**body, "gradient_experts": 17})
+    assert (refused.status, refused.json()["error"]["param"]) == (422, "gradient_experts")
+
+
+async def test_without_a_pool_it_is_a_409_that_says_what_to_run(world: App, pool: dict[str, Path]) -> None:
+    body = {"prompt": "hi", "router": "gradient"}
+    for step in ("nothing", "a base adapter"):
+        if step != "nothing":
+            await register_base(world, pool)
+        reply = await world.ask("POST", "/generate", body)
+        error = reply.json()["error"]
+        assert (reply.status, error["code"]) == (409, "router_not_ready")
+        assert "relay train elrea" in error["message"]
+    assert "no expert has a centroid" in error["message"]
+
+
+async def test_another_base_adapter_makes_the_pool_unready_instead_of_wrong(
+    world: App, pool: dict[str, Path], lora: Path
+) -> None:
+    await register_all(world, pool)
+    assert (await upload(world, lora, "pool-base")).status == 201
+    await world.ask("PUT", "/experts/pool-base/aliases/gradient-base", {"version": 2})
+    reply = await world.ask("POST", "/generate", {"prompt": "hi", "router": "gradient"})
+    assert reply.status == 409
+    assert "pool-0@1 does not fit: it was made with base adapter sha256:" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"base_fingerprint": "sha256:1"}, "this server runs"),
+        ({"base_adapter": "sha256:1"}, "the pool's is pool-base@1"),
+        ({"feature": "other/1"}, "'other/1'"),
+    ],
+)
+async def test_a_centroid_that_does_not_fit_is_refused(
+    world: App, pool: dict[str, Path], change: dict[str, str], says: str
+) -> None:
+    await register_base(world, pool)
+    centroid = read_centroid(pool["pool-0"] / CENTROID_FILE)
+    origin = Origin(**{**vars(centroid.origin), **change})
+    reply = await upload(world, pool["pool-0"], "pool-0", Centroid(origin, centroid.vector_D).to_bytes())
+    error = reply.json()["error"]
+    assert (reply.status, error["code"], error["param"]) == (422, "invalid_adapter", CENTROID_FILE)
+    assert says in error["message"]
+    assert "pool-0" not in world.store.catalog.experts
+
+
+async def test_an_expert_from_elsewhere_gets_its_centroid_from_samples(
+    world: App, pool: dict[str, Path], alora: Path
+) -> None:
+    early = (await world.register(alora, "early")).json()
+    assert "for want of a base adapter" in {c["name"]: c["detail"] for c in early["checks"]}["centroid"]
+    await register_all(world, pool)
+    late = (await world.register(alora, "late")).json()
+    assert "made from 1 samples" in {c["name"]: c["detail"] for c in late["checks"]}["centroid"]
+    centroid = world.store.catalog.resolve("late").centroid
+    trained = world.store.catalog.resolve("pool-0").centroid
+    assert centroid is not None
+    assert trained is not None
+    assert (centroid.origin, centroid.vector_D.shape) == (trained.origin, trained.vector_D.shape)
+    assert world.store.catalog.resolve("early").centroid is None
+    routing = (await world.ask("POST", "/route", {"prompt": "hello there", "router": "gradient"})).json()["routing"]
+    assert routing["experts"][0]["expert"] == "late"
+    assert {c["expert"] for c in routing["considered"]} == {"late", *TOPICS}
+    assert world.store.verify() == []
+
+
+async def test_it_can_be_the_default_and_a_shadow(start: Start, pool: dict[str, Path]) -> None:
+    async with start(router="gradient", gradient_base_weight=0.0) as world:
+        await register_all(world, pool)
+        answer = (await world.ask("POST", "/generate", {"prompt": "hi", "shadow": ["chain"]})).json()
+        assert answer["routing"]["router"] == "gradient"
+        assert answer["routing"]["shadow"][0]["agreed"] is False
+        body = {"prompt": "hi", "router": "chain", "shadow": ["gradient"]}
+        [shadow] = (await world.ask("POST", "/route", body)).json()["routing"]["shadow"]
+        assert (shadow["problem"], len(shadow["experts"])) == (None, 2)
+
+
+async def test_a_real_engine_answers_and_streams_by_gradient(
+    base_folder: Path, pool: dict[str, Path], tmp_path: Path
+) -> None:
+    from server.app import build_app
+    from server.settings import Settings
+
+    settings = Settings(
+        base=str(base_folder), store=tmp_path / "store", cache=tmp_path, no_demo=True, dtype="fp32", kv_memory=1 << 24
+    )
+    world = App(build_app(settings), settings)
+    async with asgi.running(world.app):
+        await register_all(world, pool)
+        body = {"prompt": TOPICS["pool-0"], "router": "gradient", "max_new_tokens": 6, "ignore_eos": True}
+        whole = (await world.ask("POST", "/generate", body)).json()
+        assert (whole["usage"]["completion_tokens"], whole["finish_reason"]) == (6, "length")
+        assert whole["routing"]["experts"][0]["expert"] == "pool-0"
+        events = (await world.ask("POST", "/generate", {**body, "stream": True})).events()
+        assert "".join(data["text"] for kind, data in events if kind == "token") == whole["text"]
+        single = (await world.ask("POST", "/generate", {**body, "router": "none"})).json()
+        assert whole["usage"]["computed_tokens"] > 2 * single["usage"]["computed_tokens"]
+        stop = whole["text"][1:4]
+        stopped = (await world.ask("POST", "/generate", {**body, "stop": [stop]})).json()
+        assert (stopped["text"], stopped["finish_reason"]) == (whole["text"].partition(stop)[0], "stop")

@@ -1,0 +1,148 @@
+"""Weights by gradient against the obvious loop, and who is in a pool."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expert_store import Catalog, Centroid, Expert, ExpertVersion, Origin, Vector
+from server.engine import LogitMixture
+from server.errors import RouterNotReady
+from server.model.chat import Prompt
+from server.routing.gradient import BASE_ALIAS, GradientRouter, mixture_weights
+from tests.routing.test_chain import FakeProber
+from tests.support.catalogs import make_version
+
+BASE = make_version("pool-base", kind="lora", indicators=False)
+ORIGIN = Origin("sha256:0", BASE.adapter_digest, "test/1", 3)
+PROMPT = Prompt((1, 2, 3), 2)
+
+
+def unit(values: Sequence[float]) -> Vector:
+    vector = np.array(values, dtype=np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def expert(name: str, values: Sequence[float] | None, origin: Origin = ORIGIN) -> ExpertVersion:
+    centroid = None if values is None else Centroid(origin, unit(values))
+    return replace(make_version(name, kind="lora", indicators=False), centroid=centroid)
+
+
+def catalog_of(*experts: ExpertVersion, bases: Sequence[ExpertVersion] = (BASE,), generation: int = 7) -> Catalog:
+    entries = {e.name: Expert(e.name, {1: e}, {"live": 1}) for e in experts}
+    entries |= {base.name: Expert(base.name, {1: base}, {"live": 1, BASE_ALIAS: 1}) for base in bases}
+    return Catalog(generation, MappingProxyType(entries), ())
+
+
+class FixedSource:
+    """Every prompt is the same vector."""
+
+    base_fingerprint = "sha256:0"
+    feature = "test/1"
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self._vector = unit(values)
+        self.asked: list[tuple[str, int, int]] = []
+
+    async def of(self, base: ExpertVersion, prompt: Prompt, *, width: int, seed: int) -> Vector:
+        assert prompt.tokens
+        self.asked.append((base.ref, width, seed))
+        return self._vector
+
+
+@given(st.lists(st.integers(-100, 100), min_size=1, max_size=12, unique=True), st.integers(1, 16))
+def test_weights_are_the_softmax_of_standardised_scores(hundredths: list[int], num_experts: int) -> None:
+    scores = [value / 100 for value in hundredths]
+    mean = sum(scores) / len(scores)
+    spread = math.sqrt(sum((s - mean) ** 2 for s in scores) / len(scores)) or 1.0
+    powers = [math.exp((s - mean) / spread) for s in scores]
+    kept = sorted(range(len(scores)), key=lambda i: -scores[i])[:num_experts]
+    total = sum(powers[i] for i in kept)
+    expected = [powers[i] / total if i in kept else 0 for i in range(len(scores))]
+    assert mixture_weights(scores, num_experts) == pytest.approx(expected)
+
+
+def test_of_equal_experts_the_first_are_taken() -> None:
+    assert mixture_weights([0.5, 0.5, 0.5], 2) == [0.5, 0.5, 0.0]
+
+
+def routed(router: GradientRouter, catalog: Catalog) -> LogitMixture:
+    decision = asyncio.run(router.plan(catalog).route(PROMPT, FakeProber({}), None))
+    assert isinstance(decision.answerer, LogitMixture)
+    assert (decision.router, decision.reason, decision.fallback) == ("gradient", "weighted", False)
+    return decision.answerer
+
+
+def test_the_nearest_experts_are_mixed_with_the_base_adapter() -> None:
+    source = FixedSource([1, 0, 0])
+    experts = [expert("far", [-1, 0, 0]), expert("near", [1, 0.1, 0]), expert("beside", [0, 1, 0]), expert("new", None)]
+    catalog = catalog_of(*experts)
+    mixture = routed(GradientRouter(source, num_experts=2), catalog)
+    assert mixture.base == BASE
+    assert mixture.base_weight == pytest.approx(1 / 3)
+    assert [share.expert.name for share in mixture.shares] == ["near", "beside"]
+    assert sum(share.weight for share in mixture.shares) == pytest.approx(1)
+    assert source.asked == [("pool-base@1", 3, 3)]
+    everybody = routed(GradientRouter(source, num_experts=16, base_weight=0.7), catalog)
+    assert (len(everybody.shares), everybody.base_weight) == (3, 0.7)
+
+
+def test_a_plan_reserves_room_for_every_branch_and_reads_the_whole_pool() -> None:
+    plan = GradientRouter(FixedSource([1, 0]), num_experts=2).plan(catalog_of(expert("a", [1, 0])))
+    assert plan.branches(None).mixed == 2
+    assert [version.name for version in plan.readable] == ["pool-base", "a"]
+
+
+def test_all_of_the_pool_are_considered_with_their_cosines() -> None:
+    plan = GradientRouter(FixedSource([1, 0]), num_experts=1).plan(catalog_of(expert("a", [1, 0]), expert("b", [1, 1])))
+    considered = asyncio.run(plan.route(PROMPT, FakeProber({}), None)).considered
+    assert [(c.expert, c.accepted) for c in considered] == [("a", True), ("b", False)]
+    assert [c.score for c in considered] == pytest.approx([1, 0.5**0.5])
+
+
+@pytest.mark.parametrize(
+    ("catalog", "says"),
+    [
+        (Catalog(), "no version has the alias gradient-base"),
+        (catalog_of(expert("a", [1, 0]), bases=()), "no version has the alias gradient-base"),
+        (catalog_of(bases=(BASE, make_version("other", kind="lora"))), "pool-base@1, other@1 all have the alias"),
+        (catalog_of(bases=(make_version("act"),)), "act@1 .* must be a plain LoRA"),
+        (catalog_of(expert("a", None)), "no expert has a centroid made with base adapter pool-base@1"),
+        (catalog_of(expert("a", [1, 0], replace(ORIGIN, base_adapter="sha256:9"))), "a@1 .* sha256:9, the pool's is"),
+        (catalog_of(expert("a", [1, 0], replace(ORIGIN, base_fingerprint="sha256:8"))), "a@1 .* made on base sha256:8"),
+        (catalog_of(expert("a", [1, 0], replace(ORIGIN, feature="test/2"))), "a@1 .* 'test/2'"),
+        (
+            catalog_of(expert("a", [1, 0]), expert("b", [1, 0, 0])),
+            "a@1, b@1 were projected differently: seed 3 to 2, seed 3 to 3",
+        ),
+    ],
+)
+def test_what_a_pool_lacks_is_said(catalog: Catalog, says: str) -> None:
+    router = GradientRouter(FixedSource([1, 0]))
+    status = router.status(catalog)
+    assert not status.ready
+    assert status.way_out is not None
+    with pytest.raises(RouterNotReady, match=says):
+        router.plan(catalog)
+
+
+def test_experts_of_another_pool_are_left_out() -> None:
+    stranger = expert("stranger", [1, 0], replace(ORIGIN, base_adapter="sha256:9"))
+    mixture = routed(GradientRouter(FixedSource([1, 0])), catalog_of(stranger, expert("a", [1, 0])))
+    assert [share.expert.name for share in mixture.shares] == ["a"]
+
+
+def test_a_newer_catalog_gets_its_own_pool_and_an_older_one_keeps_its_own() -> None:
+    router = GradientRouter(FixedSource([1, 0]))
+    newer = catalog_of(expert("a", [1, 0]), expert("b", [0, 1]), generation=8)
+    older = catalog_of(expert("a", [1, 0]), generation=7)
+    assert len(routed(router, newer).shares) == 2
+    assert len(routed(router, older).shares) == 1
+    assert len(routed(router, newer).shares) == 2
+    assert router.status(newer).version == 1
