@@ -1,4 +1,4 @@
-"""Gives a registration its centroid: judges the one that came, or makes one of samples. Publishes nothing, knows no HTTP."""
+"""Gives a registration its centroid: judges the one that came, or makes one of samples. Knows no HTTP."""
 
 from collections.abc import Sequence
 from pathlib import Path

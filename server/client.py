@@ -42,8 +42,18 @@ def show_expert(url: str, name: str) -> dict[str, Any]:
     return _call("GET", url, f"/experts/{_segment(name)}")
 
 
+def set_alias(url: str, name: str, alias: str, version: int) -> None:
+    """Points an alias at a version. Raises ClientError."""
+    _call("PUT", url, f"/experts/{_segment(name)}/aliases/{_segment(alias)}", json={"version": version})
+
+
+def remove_alias(url: str, name: str, alias: str) -> None:
+    """Raises ClientError."""
+    _call("DELETE", url, f"/experts/{_segment(name)}/aliases/{_segment(alias)}")
+
+
 def add_expert(url: str, folder: Path, *, name: str | None, activate: bool) -> dict[str, Any]:
-    """Registers the adapter in `folder`, with the gate, the profile, the centroid and the manifest.json beside it if there.
+    """Registers the adapter in `folder`, with the gate, profile, centroid and manifest.json beside it if there.
 
     Raises ClientError.
     """

@@ -17,6 +17,8 @@ from server.client import add_expert
 from server.errors import RelayError
 from server.model.base import BUNDLED, load_base
 from server.settings import Settings, server_url
+from training.elrea import ElreaOptions
+from training.elrea_command import run_elrea
 from training.errors import InvalidRun, TrainingError
 from training.gate import GateOptions, read_parent, train_gate
 from training.progress import RunObserver, TerminalProgress
@@ -28,6 +30,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train expert
 _console = Console(stderr=True)
 _DEFAULTS = SeeOptions()
 _GATE_DEFAULTS = GateOptions()
+_ELREA_DEFAULTS = ElreaOptions()
 _ROUTER_DEFAULTS = RouterOptions()
 _COMMAND_CHARS = 4000  # what a manifest holds
 
@@ -66,6 +69,11 @@ class Kind(StrEnum):
 class GateKind(StrEnum):
     SIGMOID = "sigmoid"
     SOFTMAX = "softmax"
+
+
+class By(StrEnum):
+    BIRCH = "birch"
+    RANDOM = "random"
 
 
 class WakeAt(StrEnum):
@@ -201,6 +209,65 @@ def gate(
         return train_gate(loaded, parent, rows, options, about, out=out, resume=resume, observer=observer)
 
     _run(run, out, register=register, url=url)
+
+
+@app.command()
+def elrea(
+    data: Annotated[Path, typer.Option(help="JSON lines {id, input, output}: rows of many kinds, mixed.")],
+    out: Annotated[Path, typer.Option(help="Folder for the base adapter, the features and the experts.")],
+    clusters: Annotated[int, typer.Option(min=1, max=256, help="How many experts.")] = _ELREA_DEFAULTS.clusters,
+    clustering: Annotated[By, typer.Option(help="birch: by gradient; random: of equal size, to compare.")] = By.BIRCH,
+    sample: Annotated[int, typer.Option(min=2, help="Rows that are clustered; others go to the nearest.")] = (
+        _ELREA_DEFAULTS.sample
+    ),
+    width: Annotated[int, typer.Option(min=1, max=131_072, help="Of the projected gradients.")] = _ELREA_DEFAULTS.width,
+    register: Annotated[
+        str | None, typer.Option(metavar="PREFIX", help="Register PREFIX-base, PREFIX-0 ... on a server.")
+    ] = None,
+    url: Url = None,
+    base: BaseModel = BUNDLED,
+    device: Device = "auto",
+    cache: Cache = None,
+    rank: Rank = _ELREA_DEFAULTS.rank,
+    alpha: Alpha = None,
+    targets: Targets = "",
+    epochs: Epochs = _ELREA_DEFAULTS.epochs,
+    expert_epochs: Annotated[int | None, typer.Option(min=1, help="Of each expert (default: --epochs)")] = None,
+    lr: Rate = _ELREA_DEFAULTS.learning_rate,
+    batch_size: BatchSize = _ELREA_DEFAULTS.batch_size,
+    max_tokens: MaxTokens = None,
+    seed: Seed = _ELREA_DEFAULTS.seed,
+    description: Description = "",
+    resume: Resume = False,
+) -> None:
+    """Train a pool of experts on clusters of mixed rows, for the gradient router (ELREA)."""
+    options = ElreaOptions(
+        clusters=clusters,
+        clustering="random" if clustering is By.RANDOM else "birch",
+        sample=sample,
+        width=width,
+        rank=rank,
+        alpha=alpha,
+        targets=_names(targets),
+        epochs=epochs,
+        expert_epochs=expert_epochs,
+        learning_rate=lr,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    run_elrea(
+        options,
+        About(name=register, description=description, command=_command("elrea")),
+        data=data,
+        out=out,
+        base=base,
+        device=device,
+        cache=cache or default_cache(),
+        resume=resume,
+        url=url,
+        console=_console,
+    )
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Walks through a plan of steps with transformers' Trainer, resumably. Knows no recipe and no data files."""
 
 import math
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -9,19 +9,13 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from typing_extensions import override
 
 from training.batches import Step
 from training.errors import Diverged
 from training.progress import RunObserver
-
-
-class StepRunner(Protocol):
-    """Computes a step's loss; `training.suffix.SuffixRunner` for adapters."""
-
-    def step_loss(self, step: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -34,22 +28,32 @@ class LoopOptions:
     save_every: int
 
 
+class StepLoss(Protocol):
+    """What is to become small; a `SuffixRunner` for adapters, or one with a penalty."""
+
+    def step_loss(self, step: Any) -> Tensor: ...
+
+
 def run_plan(
     model: nn.Module,
-    runner: StepRunner,
+    runner: StepLoss,
     steps: Dataset[Any],
     options: LoopOptions,
     *,
     checkpoints: Path,
     resume: bool,
     observer: RunObserver,
+    after_step: Callable[[int], None] | None = None,
 ) -> None:
     """Trains `model`, which `runner` runs, in place; checkpoints hold weights, optimiser, schedule and random states.
 
     Steps come from the plan in order, so a resumed run skips those made and continues as if it had never stopped.
-    Raises Diverged, before a bad gradient can reach the weights.
+    `after_step` is told how many steps were made, before a checkpoint is written, and may change the weights. Raises
+    Diverged, before a bad gradient can reach the weights.
     """
     trainer = _PlanTrainer(model, runner, steps, options, checkpoints, observer)
+    if after_step is not None:
+        trainer.add_callback(_AfterStep(after_step))
     last = get_last_checkpoint(str(checkpoints)) if resume else None  # type: ignore[no-untyped-call]
     trainer.train(resume_from_checkpoint=last)
 
@@ -60,7 +64,7 @@ class _PlanTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module,
-        runner: StepRunner,
+        runner: StepLoss,
         steps: Dataset[Any],
         options: LoopOptions,
         checkpoints: Path,
@@ -92,8 +96,17 @@ class _PlanTrainer(Trainer):
             data_collator=_only_item,
             callbacks=[_Announcement(observer), _FiniteGradients()],
         )
+        self.remove_callback(PrinterCallback)
         self._runner = runner
         self._observer = observer
+        self._frozen = [p for p in model.parameters() if not p.requires_grad]
+
+    @override
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Of what was to be trained when the run began: loading a checkpoint makes the whole adapter trainable."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        return super().create_optimizer(model)
 
     @override
     def compute_loss(
@@ -126,6 +139,15 @@ class _Announcement(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._observer.begin(done=state.global_step, total=state.max_steps)
+
+
+class _AfterStep(TrainerCallback):
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self._tell = tell
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._tell(state.global_step)
 
 
 class _FiniteGradients(TrainerCallback):

@@ -15,7 +15,7 @@ class RunObserver(Protocol):
     """Told about a training run while it goes on."""
 
     def begin(self, *, done: int, total: int) -> None:
-        """`done` of `total` steps were made before, by the run that is resumed."""
+        """`done` of `total` steps were made before, by the run that is resumed. A run of several parts begins each."""
 
     def step(self, *, loss: float, tokens: int) -> None: ...
 
@@ -49,6 +49,7 @@ class TerminalProgress:
 
     def begin(self, *, done: int, total: int) -> None:
         self._began = self._printed = time.monotonic()
+        self._loss, self._tokens, self._steps = None, 0, 0
         self._done, self._total = done, total
         self._bar.update(self._task, total=total, completed=done)
         self._bar.start()

@@ -224,9 +224,7 @@ class Engine:
         self.pool.check_fits(experts_of(answerer))
         if isinstance(answerer, LogitMixture):
             branches = [self._branch(prompt, expert, weight) for expert, weight in answerer.branches]
-            return MixtureJob(
-                branches=branches, sampling=sampling, stop_tokens=self._stop_tokens, generator=generator
-            )
+            return MixtureJob(branches=branches, sampling=sampling, stop_tokens=self._stop_tokens, generator=generator)
         alone = self._branch(prompt, answerer, 1.0)
         return GenerateJob(
             waking=alone.waking,

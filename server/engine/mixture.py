@@ -1,4 +1,4 @@
-"""An answer whose next-token logits are a weighted sum over several experts. Knows lanes and logits; no routing, no text.
+"""An answer whose next-token logits are a weighted sum over several experts. Knows lanes and logits; no routing.
 
     z = sum over branches of weight * z_branch      every branch appends the token sampled from z   (ELREA, 2502.00089)
 

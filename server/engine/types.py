@@ -35,9 +35,7 @@ class Branches:
     mixed: int = 0
 
     def __add__(self, other: "Branches") -> "Branches":
-        return Branches(
-            self.activated + other.activated, self.plain + other.plain, self.mixed + other.mixed
-        )
+        return Branches(self.activated + other.activated, self.plain + other.plain, self.mixed + other.mixed)
 
 
 @dataclass(frozen=True)

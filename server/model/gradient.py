@@ -37,7 +37,7 @@ from server.model.sketch import CountSketch, Projection
 # Legend: T tokens, R rank, I/O input and output width, V vocabulary, G values of the adapter, D of a feature.
 
 FEATURE = "prompt-gradient/1"  # a new number whenever the same prompt would give another vector
-MAX_TOKENS = 512
+MAX_TOKENS = 256
 _KEPT = 2  # base adapters in memory: the one in use, and the one before it or that of a shadow
 _PREFIX = "base_model.model."
 _A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
@@ -74,12 +74,13 @@ class GradientRunner:
     def device(self) -> torch.device:
         return self._model.device
 
-    def gradients(self, prompt: Prompt, terms: dict[str, _Terms]) -> list[Tensor]:
-        """Of every term's A and B, in order of the terms. Raises InvalidRequest for a prompt of one token."""
+    def gradients(self, prompt: Prompt, terms: dict[str, _Terms]) -> tuple[list[Tensor], float]:
+        """Of every term's A and B, in order, and the loss. Raises InvalidRequest for a prompt of one token."""
         tokens, first = _counted(prompt, self._opening)
         leaves = [leaf for term in terms.values() for leaf in (term.a_RI, term.b_OR)]
         with self._running, torch.inference_mode(False), torch.enable_grad(), self._attached(terms):
-            return list(torch.autograd.grad(self._loss(tokens, first), leaves))
+            loss = self._loss(tokens, first)
+            return list(torch.autograd.grad(loss, leaves)), float(loss.detach())
 
     def _loss(self, tokens: Sequence[int], first: int) -> Tensor:
         """Mean next-token loss of tokens[first:]."""
@@ -98,6 +99,14 @@ class GradientRunner:
                 hook.remove()
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A prompt's feature [D], and its mean next-token loss."""
+
+    vector_D: Vector
+    loss: float
+
+
 class GradientFeature:
     """Features for one base adapter and one projection. Any thread may ask; one is computed at a time."""
 
@@ -114,13 +123,17 @@ class GradientFeature:
 
     def of(self, prompt: Prompt) -> Vector:
         """[D] fp32 of length 1. Raises InvalidRequest for a prompt of one token, NonFiniteGradient."""
-        gradients = self._runner.gradients(prompt, self._terms)
+        return self.measure(prompt).vector_D
+
+    def measure(self, prompt: Prompt) -> "Measured":
+        """As `of`, with the loss."""
+        gradients, loss = self._runner.gradients(prompt, self._terms)
         sketch_D = self._sketch(torch.cat([gradient.flatten() for gradient in gradients]))
         length = float(sketch_D.norm())
         if not 0 < length < float("inf"):
             raise NonFiniteGradient(length)
         vector_D: Vector = (sketch_D / length).cpu().numpy()
-        return vector_D
+        return Measured(vector_D, loss)
 
     def centroid(self, prompts: Sequence[Prompt]) -> Vector:
         """[D] of length 1: the mean of the prompts' features. At least one prompt. Raises as `of`."""

@@ -75,7 +75,9 @@ def find_pool(catalog: Catalog, *, base_fingerprint: str, feature: str) -> "Grad
     [base] = bearers
     if base.kind != "lora":
         return _Missing((f"{base.ref} has the alias {BASE_ALIAS}, but a base adapter must be a plain LoRA",))
-    others = [expert.live for expert in catalog.experts.values() if expert.live is not None and expert.name != base.name]
+    others = [
+        expert.live for expert in catalog.experts.values() if expert.live is not None and expert.name != base.name
+    ]
     found = [(version, version.centroid) for version in others if version.centroid is not None]
     fitting = [
         (version, centroid) for version, centroid in found if fits(centroid, base, base_fingerprint, feature) is None
@@ -125,9 +127,7 @@ def decide_mixture(
     weight_C = mixture_weights(score_C, num_experts)
     shares = [Weighted(expert, weight) for expert, weight in zip(pool.experts, weight_C, strict=True) if weight]
     shares.sort(key=lambda share: -share.weight)
-    mixture = LogitMixture(
-        pool.base, 1 / len(pool.experts) if base_weight is None else base_weight, tuple(shares)
-    )
+    mixture = LogitMixture(pool.base, 1 / len(pool.experts) if base_weight is None else base_weight, tuple(shares))
     considered = tuple(
         Considered(expert.name, expert.version, score, weight > 0)
         for expert, score, weight in zip(pool.experts, score_C, weight_C, strict=True)
@@ -156,9 +156,7 @@ class GradientPlan:
     async def route(self, prompt: Prompt, session: Prober, shortlist: Shortlist | None) -> Decision:  # noqa: ARG002
         """Raises InvalidRequest where the prompt has no gradient, NonFiniteGradient."""
         pool = self.pool
-        feature_D = await self.source.of(
-            pool.base, prompt, width=pool.width, seed=pool.origin.projection_seed
-        )
+        feature_D = await self.source.of(pool.base, prompt, width=pool.width, seed=pool.origin.projection_seed)
         return decide_mixture(
             pool,
             feature_D,

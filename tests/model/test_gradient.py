@@ -42,7 +42,9 @@ def by_peft(folder: Path, adapter: Path, prompt: Prompt, first: int) -> np.ndarr
     values = torch.cat([gradient.flatten() for gradient in ordered]).double().numpy()
     bits = mixed_bits(len(values), PROJECTION.seed)
     sketch = np.zeros(PROJECTION.width)
-    np.add.at(sketch, ((bits >> np.uint64(1)) % np.uint64(PROJECTION.width)).astype(int), values * (1 - 2.0 * (bits & 1)))
+    np.add.at(
+        sketch, ((bits >> np.uint64(1)) % np.uint64(PROJECTION.width)).astype(int), values * (1 - 2.0 * (bits & 1))
+    )
     return sketch / np.linalg.norm(sketch)
 
 

@@ -93,3 +93,37 @@ def test_a_gate_for_nothing_is_refused_before_the_base_is_loaded(folder: Path) -
     assert result.exit_code == 1
     assert "--expert must hold what PEFT's save_pretrained writes" in " ".join(result.output.split())
     assert not (folder / "out").exists()
+
+
+def elrea(folder: Path, *options: str) -> Result:
+    base = folder / "base"
+    if not base.exists():
+        write_base(base)
+    rows = [
+        {"id": i, "input": f"{('the lazy dog', '0123 3210')[i % 2]} {i}", "output": ("fox", "9")[i % 2]}
+        for i in range(12)
+    ]
+    (folder / "mixed.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    command = ["elrea", "--data", folder / "mixed.jsonl", "--out", folder / "out", "--base", base, "--cache", folder]
+    more = ["--device", "cpu", "--rank", "2", "--batch-size", "6", "--clusters", "2", "--width", "256", *options]
+    return CliRunner().invoke(app, [str(part) for part in (*command, *more)])
+
+
+def test_a_pool_is_trained_and_reported_and_kept_where_no_server_is(folder: Path) -> None:
+    result = elrea(folder, "--register", "mix", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "a base adapter and 2 experts of 6, 6 rows" in " ".join(result.output.split())
+    assert "no server answers at http://127.0.0.1:9" in result.output
+    for name in ("base", "expert-0", "expert-1"):
+        manifest = json.loads((folder / "out" / name / "manifest.json").read_text())
+        assert manifest["name"] == f"mix-{name.removeprefix('expert-')}"
+    assert elrea(folder, "--clusters", "2").exit_code == 1  # without --resume nothing is taken for one's own
+    assert elrea(folder, "--resume").exit_code == 0
+
+
+def test_a_pool_is_not_trained_from_bad_rows_or_under_a_bad_name(folder: Path) -> None:
+    refused = elrea(folder, "--register", "No Name")
+    assert (refused.exit_code, "is no expert name" in refused.output) == (1, True)
+    refused = elrea(folder, "--max-tokens", "16")
+    assert (refused.exit_code, "line 1: " in refused.output) == (1, True)
+    assert not (folder / "out").exists()
