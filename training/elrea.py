@@ -1,4 +1,4 @@
-"""The ELREA recipe: a base adapter, clusters of rows by gradient, an expert for each (arXiv 2502.00089). Knows no terminal.
+"""The ELREA recipe: a base adapter, rows clustered by gradient, experts from it (arXiv 2502.00089). No terminal.
 
     1 base adapter: LoRA, SFT on all rows      2 every prompt's gradient through it, projected (`server.model.gradient`)
     3 BIRCH on a sample of them -> C clusters; every row to its nearest centroid by cosine

@@ -3,9 +3,9 @@ the expert counts. Knows vectors and experts; nothing of how a prompt becomes a 
 
     s_c = cos(feature, centroid_c), standardised over the pool;   w = softmax(s);   z = w_base z_base + sum of w_c z_c
 
-Choices of ours: only the `num_experts` with the largest weights answer, scaled so that theirs sum to 1 (the paper has all
-C of them); w_base is 1 / C unless it is set. The pool is everybody whose live version has a centroid made with the one
-version that bears the alias `gradient-base`, which is the base adapter.
+Choices of ours: only the `num_experts` with the largest weights answer, scaled so that theirs sum to 1 (the paper has
+all C of them); w_base is 1 / C unless it is set. The pool is everybody whose live version has a centroid made with the
+one version that bears the alias `gradient-base`, which is the base adapter.
 """
 
 import threading
@@ -75,10 +75,8 @@ def find_pool(catalog: Catalog, *, base_fingerprint: str, feature: str) -> "Grad
     [base] = bearers
     if base.kind != "lora":
         return _Missing((f"{base.ref} has the alias {BASE_ALIAS}, but a base adapter must be a plain LoRA",))
-    others = [
-        expert.live for expert in catalog.experts.values() if expert.live is not None and expert.name != base.name
-    ]
-    found = [(version, version.centroid) for version in others if version.centroid is not None]
+    live = [expert.live for expert in catalog.experts.values() if expert.name != base.name]
+    found = [(version, version.centroid) for version in live if version is not None and version.centroid is not None]
     fitting = [
         (version, centroid) for version, centroid in found if fits(centroid, base, base_fingerprint, feature) is None
     ]

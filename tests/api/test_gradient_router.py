@@ -65,7 +65,7 @@ async def test_a_registered_pool_is_ready_and_routes_by_topic(world: App, pool: 
         reply = await world.ask("POST", "/generate", {"prompt": topic, "router": "gradient"})
         routing = reply.json()["routing"]
         assert (routing["reason"], routing["expert"], routing["fallback"]) == ("weighted", None, False)
-        assert [share["expert"] for share in routing["experts"]][0] == name
+        assert routing["experts"][0]["expert"] == name
         assert sum(share["weight"] for share in routing["experts"]) == pytest.approx(1)
         scores = {considered["expert"]: considered["score"] for considered in routing["considered"]}
         assert scores[name] == pytest.approx(1, abs=1e-5)

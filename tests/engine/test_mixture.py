@@ -199,8 +199,8 @@ def test_many_mixtures_in_little_memory_wait_and_all_answer(world: World, tmp_pa
     try:
         expected = asyncio.run(answer(world.engine, prompt_of(world), mixture))
         assert asyncio.run(crowd()) == [expected] * 9
+        everybody = mixture_of(world, None, 0.0, act64=1.0, plain64=1.0)
         with pytest.raises(RequestTooLarge, match="slots"):
-            everybody = mixture_of(world, None, 0.0, act64=1.0, plain64=1.0)
             asyncio.run(answer(engine, prompt_of(world), everybody))
         with pytest.raises(RequestTooLarge, match="KV blocks"):
             asyncio.run(answer(engine, prompt_of(world), mixture, Sampling(max_new_tokens=250)))

@@ -1,6 +1,5 @@
 """Gradient features against PEFT's own gradients, before and after an engine has taken the base over."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +29,9 @@ def load(folder: Path, dtype: str = "fp32") -> Base:
 def by_peft(folder: Path, adapter: Path, prompt: Prompt, first: int) -> np.ndarray:
     """PEFT's model, torch's gradients, and the sketch value by value."""
     model = tiny.oracle(folder, adapter, torch.float32)
-    gradients = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad_("lora_" in name).requires_grad:
-            gradients[name] = parameter
+        parameter.requires_grad_("lora_" in name)
+    gradients = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     tokens = torch.tensor([prompt.tokens[: prompt.body_length][:MAX_TOKENS]])
     logits = model(input_ids=tokens).logits[0, first - 1 : -1]
     cross_entropy(logits, tokens[0, first:]).backward()
@@ -53,9 +51,9 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def family(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     folder = tiny.write_base(tmp_path / "base", request.param)
-    yield folder, tiny.write_adapter(tmp_path / "adapter", folder, kind="lora", rank=4)
+    return folder, tiny.write_adapter(tmp_path / "adapter", folder, kind="lora", rank=4)
 
 
 def test_a_running_server_has_the_features_of_the_recipe_and_of_peft(family: tuple[Path, Path]) -> None:

@@ -136,8 +136,8 @@ def test_runs_are_not_mixed(base_folder: Path, trained: tuple[ElreaPool, DataFil
     out = pool.base.parent
     with pytest.raises(InvalidRun, match="pass --resume"):
         train_elrea(load(base_folder), data, OPTIONS, ABOUT, out=out, resume=False, observer=Recorder())
+    other = replace(OPTIONS, clusters=2)
     with pytest.raises(InvalidRun, match="differs from this run"):
-        other = replace(OPTIONS, clusters=2)
         train_elrea(load(base_folder), data, other, ABOUT, out=out, resume=True, observer=Recorder())
 
 
@@ -157,8 +157,8 @@ def test_features_of_another_base_adapter_are_an_error(
 
 def test_more_clusters_than_rows_are_refused_before_anything_is_trained(base_folder: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "mixed.jsonl", per_topic=1)
+    options = replace(OPTIONS, clusters=4)
     with pytest.raises(InvalidRun, match="only 3 rows"):
-        options = replace(OPTIONS, clusters=4)
         train_elrea(load(base_folder), data, options, ABOUT, out=tmp_path / "out", resume=False, observer=Recorder())
     assert not (tmp_path / "out").exists()
 
