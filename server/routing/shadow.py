@@ -6,7 +6,7 @@ is time until the first token, which `Shadow.seconds` says.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -37,7 +37,8 @@ class ShadowPlans:
         return [version for plan in self._ready() for version in plan.readable]
 
     def branches(self, shortlist: Shortlist | None) -> list[Branches]:
-        return [plan.branches(shortlist) for plan in self._ready()]
+        """Of asking alone: a shadow gives no answer, so it needs no room for one."""
+        return [replace(plan.branches(shortlist), mixed=0) for plan in self._ready()]
 
     def without_room(self, reason: str) -> "ShadowPlans":
         """None of them can run, because the engine could never hold what they need."""

@@ -155,6 +155,7 @@ async def test_it_can_be_the_default_and_a_shadow(start: Start, pool: dict[str, 
         body = {"prompt": "hi", "router": "chain", "shadow": ["gradient"]}
         [shadow] = (await world.ask("POST", "/route", body)).json()["routing"]["shadow"]
         assert (shadow["problem"], len(shadow["experts"])) == (None, 2)
+        assert world.engine.sessions[-1].branches.mixed == 0
 
 
 async def test_a_real_engine_answers_and_streams_by_gradient(
