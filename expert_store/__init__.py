@@ -13,6 +13,7 @@ from expert_store.adapter import (
 )
 from expert_store.catalog import LIVE, Catalog, Expert, ExpertVersion
 from expert_store.centroid import (
+    BASE_ALIAS,
     CENTROID_FILE,
     Centroid,
     Origin,
@@ -59,6 +60,7 @@ from expert_store.weights import WEIGHTS_FILE, read_header
 
 __all__ = [
     "ADAPTER_FILES",
+    "BASE_ALIAS",
     "CENTROID_FILE",
     "CONFIG_FILE",
     "GATE_FILES",

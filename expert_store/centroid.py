@@ -15,6 +15,7 @@ from expert_store.disk import file_sha256
 from expert_store.vector_file import Vector, VectorFormat
 
 CENTROID_FILE = "centroid.safetensors"
+BASE_ALIAS = "gradient-base"  # of the one version whose adapter the pool's gradients are taken through
 _SAYS = ("base_fingerprint", "base_adapter", "feature", "projection_seed")
 _FORMAT = VectorFormat(CENTROID_FILE, "centroid", _SAYS, "relay train elrea")
 _SEED_DIGITS = 19

@@ -5,7 +5,7 @@ Legend: N rows, D width of a feature, C clusters.
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,8 @@ def _birch_centroids(features_ND: Vector, num_clusters: int) -> Vector:
 
     wanted = min(len(features_ND), _SUBCLUSTERS * num_clusters)
     for halvings in range(_MOST_HALVINGS):
-        birch = Birch(n_clusters=None, threshold=_WIDEST_RADIUS / 2**halvings).fit(features_ND)
+        birch: Any = Birch(n_clusters=None, threshold=_WIDEST_RADIUS / 2**halvings)  # type: ignore[no-untyped-call]
+        birch.fit(features_ND)
         if len(birch.subcluster_centers_) >= wanted:
             break
     if len(birch.subcluster_centers_) < num_clusters:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import set_seed
@@ -199,7 +200,7 @@ def read_clusters(path: Path, origin: Origin) -> Clusters:
 
 def _write_clusters(path: Path, clusters: Clusters, origin: Origin) -> None:
     writing = path.with_suffix(".writing")
-    tensors = {"cluster": clusters.cluster_N, "centroids": clusters.centroids_CD}
+    tensors: dict[str, NDArray[Any]] = {"cluster": clusters.cluster_N, "centroids": clusters.centroids_CD}
     save_file(tensors, writing, metadata=_origin_strings(origin))
     os.replace(writing, path)
 

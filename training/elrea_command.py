@@ -5,11 +5,10 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from expert_store import StoreError, check_name
+from expert_store import BASE_ALIAS, StoreError, check_name
 from server.client import add_expert, list_experts, remove_alias, set_alias, show_expert
 from server.errors import RelayError
 from server.model.base import load_base
-from server.routing.gradient import BASE_ALIAS
 from server.settings import server_url
 from training.data import read_rows
 from training.elrea import ElreaOptions, ElreaPool, train_elrea

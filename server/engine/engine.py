@@ -374,7 +374,7 @@ class Engine:
                 mixed_V = job.take_logits(rows, logits_WV)
                 if mixed_V is not None:
                     mixing.append((state, job, mixed_V))
-            elif job is not None:
+            elif job is not None and not isinstance(job, Answer):
                 job.take(state, rows, logits_WV, resources)
         self._append_tokens(generating, logits_WV)
         if mixing:

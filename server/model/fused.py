@@ -56,7 +56,7 @@ class FusedLinear:
 
     def dense(self) -> Tensor:
         """[O of all, I] in plain layout, unpacked anew if need be."""
-        return self._weight.to_dense() if self._packed else self._weight  # type: ignore[no-untyped-call]
+        return self._weight.to_dense() if self._packed else self._weight
 
 
 def can_pack(weight: Tensor) -> bool:

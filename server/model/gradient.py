@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -222,6 +221,6 @@ def _read_terms(folder: Path, device: torch.device) -> dict[str, _Terms]:
     paths = sorted(key.removeprefix(_PREFIX).removesuffix(_A_END) for key in tensors if key.endswith(_A_END))
 
     def leaf(path: str, end: str) -> Tensor:
-        return cast(Tensor, tensors[f"{_PREFIX}{path}{end}"]).float().requires_grad_()
+        return tensors[f"{_PREFIX}{path}{end}"].float().requires_grad_()
 
     return {path: _Terms(leaf(path, _A_END), leaf(path, _B_END), config.scaling_of(path)) for path in paths}

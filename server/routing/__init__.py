@@ -17,13 +17,12 @@ from server.routing.base import (
     unrouted,
 )
 from server.routing.chain import ChainRouter, decide, score
-from server.routing.gradient import BASE_ALIAS, GradientPlan, GradientRouter, base_adapter, find_pool
+from server.routing.gradient import GradientPlan, GradientRouter, base_adapter, find_pool
 from server.routing.learned import LearnedRouter
 from server.routing.shadow import ShadowPlans
 from server.routing.shortlist import ShortlistIndex, Shortlists
 
 __all__ = [
-    "BASE_ALIAS",
     "ChainRouter",
     "Considered",
     "Decision",

@@ -16,13 +16,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from expert_store import Catalog, Centroid, ExpertVersion, Origin, Vector
+from expert_store import BASE_ALIAS, Catalog, Centroid, ExpertVersion, Origin, Vector
 from server.engine.answerer import LogitMixture, Weighted
 from server.engine.types import Branches
 from server.model.chat import Prompt
 from server.routing.base import Considered, Decision, Prober, RouterStatus, Shortlist
 
-BASE_ALIAS = "gradient-base"
 _WAY_OUT = "relay train elrea --data rows.jsonl --out DIR --register NAME"
 _SHOWN = 3
 _LEAST_SPREAD = 1e-9  # of scores; below it nobody is nearer than anybody else

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expert_store import Catalog, Centroid, Expert, ExpertVersion, Origin, Vector
+from expert_store import BASE_ALIAS, Catalog, Centroid, Expert, ExpertVersion, Origin, Vector
 from server.engine import LogitMixture
 from server.errors import RouterNotReady
 from server.model.chat import Prompt
-from server.routing.gradient import BASE_ALIAS, GradientRouter, mixture_weights
+from server.routing.gradient import GradientRouter, mixture_weights
 from tests.routing.test_chain import FakeProber
 from tests.support.catalogs import make_version
 
