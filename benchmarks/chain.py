@@ -37,17 +37,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command_line import add_base, label, options, positive, progress_bar, write_record
-from benchmarks.environment import describe_run
-from benchmarks.own_server import own_server
 from benchmarks.serving.statistics import Spread
 from benchmarks.serving.work import WORDS
 from benchmarks.synthetic_experts import Shape, all_linears, publish_synthetic
 from benchmarks.turns import turns
 from expert_store import Indicators, ManifestDraft, Profile
 from server.app import SLOT_RANK
+from server.environment import describe_run
 from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
 from server.model.feature import PromptFeature
+from server.own_server import own_server
 
 RESULTS = Path(__file__).parent / "results" / "chain"
 ACCEPTS, REJECTS = 1e-9, 1 - 1e-9  # thresholds that a random expert's score is above, and below

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.environment import describe_run
-from benchmarks.own_server import own_server
+from server.environment import describe_run
+from server.own_server import own_server
 from training.demo.tasks import TASKS, Row, general_rows, rows
 
 RESULTS = Path(__file__).parent / "results" / "demo_experts.json"

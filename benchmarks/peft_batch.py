@@ -28,15 +28,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command_line import add_base, label, options, positive, progress_bar, write_record
-from benchmarks.environment import describe_run
-from benchmarks.own_server import own_server
 from benchmarks.serving.load import Round, run_round
 from benchmarks.serving.statistics import Spread, failures
 from benchmarks.serving.work import Job, Work, jobs
 from benchmarks.synthetic_experts import Shape, all_linears, publish_synthetic
 from benchmarks.turns import turns
 from expert_store import ManifestDraft
+from server.environment import describe_run
 from server.model.base import Base, load_base
+from server.own_server import own_server
 
 RESULTS = Path(__file__).parent / "results" / "peft_batch"
 

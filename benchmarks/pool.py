@@ -29,8 +29,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command_line import add_base, label, options, positive, progress_bar, write_record
-from benchmarks.environment import describe_run
-from benchmarks.own_server import OwnServer, own_server
 from benchmarks.serving.load import Round, run_round
 from benchmarks.serving.statistics import Figures, Spread, failures, figures, ratios, summarise
 from benchmarks.serving.work import POPULARITIES, Work, jobs
@@ -38,7 +36,9 @@ from benchmarks.synthetic_experts import Shape, publish_synthetic
 from benchmarks.turns import turns
 from expert_store import BaseSpec, ManifestDraft
 from server.app import SLOT_RANK
+from server.environment import describe_run
 from server.model.base import load_base
+from server.own_server import OwnServer, own_server
 
 RESULTS = Path(__file__).parent / "results" / "pool"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")

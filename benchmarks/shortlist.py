@@ -28,8 +28,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.environment import describe_run
 from expert_store import Catalog, Expert, ExpertVersion, FileRecord, Indicators, Manifest, Profile
+from server.environment import describe_run
 from server.model.base import load_base
 from server.model.chat import ChatFormat
 from server.model.feature import FEATURE, PromptFeature

@@ -43,15 +43,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.command_line import add_base, label, options, positive, progress_bar, write_record
-from benchmarks.environment import describe_run
 from benchmarks.generation import Heard, Unheard, body, listen
 from benchmarks.lifecycle import Lifecycle, RouteFailed
-from benchmarks.own_server import own_server
 from benchmarks.serving.statistics import Spread
 from benchmarks.serving.work import WORDS
 from benchmarks.synthetic_experts import Shape, all_linears, write_synthetic
+from server.environment import describe_run
 from server.model.base import load_base
 from server.model.chat import ChatFormat
+from server.own_server import own_server
 
 RESULTS = Path(__file__).parent / "results" / "swap"
 FRESH, MOVING, STEADY = "fresh", "moving", "steady"

@@ -17,6 +17,7 @@ from server.client import add_expert
 from server.errors import RelayError
 from server.model.base import BUNDLED, load_base
 from server.settings import Settings, server_url
+from training.data import read_rows, refuse_contradictions
 from training.elrea import ElreaOptions
 from training.elrea_command import run_elrea
 from training.errors import InvalidRun, TrainingError
@@ -25,6 +26,7 @@ from training.progress import RunObserver, TerminalProgress
 from training.router import RouterOptions, TrainedRouter, choose_experts, read_router_data, train_router
 from training.see import SeeOptions, train_see
 from training.selection import About, Trained, Wake, read_data
+from training.sfa import NextVersion, SfaOptions, find_parent, train_sfa
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train experts.")
 _console = Console(stderr=True)
@@ -32,6 +34,7 @@ _DEFAULTS = SeeOptions()
 _GATE_DEFAULTS = GateOptions()
 _ELREA_DEFAULTS = ElreaOptions()
 _ROUTER_DEFAULTS = RouterOptions()
+_SFA_DEFAULTS = SfaOptions()
 _COMMAND_CHARS = 4000  # what a manifest holds
 
 # Options that recipes share.
@@ -212,6 +215,67 @@ def gate(
 
 
 @app.command()
+def sfa(
+    expert: Annotated[str, typer.Option(help="NAME, NAME@VERSION or NAME@ALIAS of the store: the parent.")],
+    data: Annotated[list[Path], typer.Option(help="JSON lines {id, input, output}: new rows; repeatable, in turn.")],
+    out: Out,
+    p: Annotated[float, typer.Option("--p", help="Average after each such share of a data set's steps.")] = (
+        _SFA_DEFAULTS.share
+    ),
+    beta: Annotated[float, typer.Option(help="Weight of what the data set began with.")] = _SFA_DEFAULTS.beta,
+    negatives: Annotated[
+        list[Path] | None, typer.Option(help="JSON lines {id, input}: what to go on rejecting; repeatable.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(envvar="RELAY_STORE", help="The expert store (default: the server's)")
+    ] = None,
+    register: Annotated[bool, typer.Option("--register", help="Publish it on a server as the next version.")] = False,
+    url: Url = None,
+    base: BaseModel = BUNDLED,
+    device: Device = "auto",
+    cache: Cache = None,
+    epochs: Epochs = _SFA_DEFAULTS.epochs,
+    lr: Rate = _SFA_DEFAULTS.learning_rate,
+    batch_size: BatchSize = _SFA_DEFAULTS.batch_size,
+    max_tokens: MaxTokens = None,
+    seed: Seed = _SFA_DEFAULTS.seed,
+    resume: Resume = False,
+) -> None:
+    """Train an expert's next version from new rows, averaging as it goes (SFA)."""
+
+    def run(observer: RunObserver) -> NextVersion:
+        options = SfaOptions(
+            share=p,
+            beta=beta,
+            epochs=epochs,
+            learning_rate=lr,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+        parent = find_parent(store or _default("store"), expert)
+        files = [read_rows(path, answers=True) for path in data]
+        rejected = [read_rows(path, answers=False) for path in negatives or ()]
+        for file in files:
+            refuse_contradictions(file, rejected)
+        loaded = load_base(base, device=device, cache=cache or default_cache())
+        return train_sfa(
+            loaded,
+            parent,
+            files,
+            options,
+            negatives=rejected,
+            command=_command("sfa"),
+            out=out,
+            resume=resume,
+            observer=observer,
+        )
+
+    name = expert.partition("@")[0]
+    _run(run, out, register=name if register else None, url=url)
+
+
+@app.command()
 def elrea(
     data: Annotated[Path, typer.Option(help="JSON lines {id, input, output}: rows of many kinds, mixed.")],
     out: Annotated[Path, typer.Option(help="Folder for the base adapter, the features and the experts.")],
@@ -348,14 +412,16 @@ def _clear_errors(out: Path) -> Iterator[None]:
         raise typer.Exit(130) from error
 
 
-def _run(train: Callable[[RunObserver], Trained], out: Path, *, register: str | None, url: str | None) -> None:
+def _run(
+    train: Callable[[RunObserver], Trained | NextVersion], out: Path, *, register: str | None, url: str | None
+) -> None:
     """Trains, reports, registers. `train` reads all files before it loads the base, so that a mistake shows at once."""
     with _clear_errors(out):
         if register is not None:
             check_name(register)
         with TerminalProgress(_console) as progress:
             trained = train(progress)
-        _report(trained)
+        _report(trained) if isinstance(trained, Trained) else _report_next(trained)
         if register is not None:
             published = add_expert(server_url(url), out, name=register, activate=True)
             _console.print(f"registered as {published['name']}@{published['version']}", highlight=False)
@@ -368,6 +434,12 @@ def _report(trained: Trained) -> None:
         f"{trained.folder}: {trained.size_bytes:,} bytes, threshold {found.threshold:.3f}; of the held-out rows it "
         f"accepts {found.accept_rate:.1%} of its own, rejects {found.reject_rate:.1%} of the others{answers}",
         highlight=False,
+    )
+
+
+def _report_next(made: NextVersion) -> None:
+    _console.print(
+        f"{made.folder}: {made.size_bytes:,} bytes, made of {made.parent.ref} and {made.num_rows} rows", highlight=False
     )
 
 

@@ -23,9 +23,9 @@ from training.batches import Collator, StepDataset, plan_steps
 from training.calibrate import Calibration, calibrate
 from training.data import DataFile, Encoder, Example, digest_files, read_rows, refuse_contradictions, split_holdout
 from training.errors import InvalidRun
-from training.evaluate import Verdict, examine
 from training.loop import LoopOptions, run_plan
 from training.progress import RunObserver
+from training.quality import Verdict, examine
 from training.suffix import SuffixRunner
 
 # Where an activated adapter wakes up: at the generation prompt, or at the tokens the indicators have in common, which

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.command_line import label, positive
-from benchmarks.environment import describe_run
 from benchmarks.serving.load import Side, run_rounds
 from benchmarks.serving.report import Measured, table, write
 from benchmarks.serving.statistics import NothingMeasured, failures, figures
 from benchmarks.serving.work import POPULARITIES, Work
+from server.environment import describe_run
 
 RESULTS = Path(__file__).parent.parent / "results" / "serving"
 REQUESTS_PER_PLACE = 4

@@ -21,7 +21,7 @@ from training.batches import Collator, Step, StepRows
 from training.calibrate import TOLERANCE, at_threshold, calibrate, sigmoid
 from training.data import DataFile, Encoder, Row
 from training.errors import Diverged, InvalidRun
-from training.evaluate import examine
+from training.quality import examine
 from training.see import SeeOptions, train_see
 from training.selection import About, SelectionData, Trained
 from training.suffix import SuffixRunner

@@ -1,4 +1,4 @@
-"""A server for one benchmark: its own process, store and port on loopback. Measures nothing."""
+"""A server for one measurement: its own process, store and port on loopback. Measures nothing."""
 
 import signal
 import socket

@@ -1,0 +1,49 @@
+"""The bench as a user runs it, on a tiny base, through a real `relay serve`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.evaluate.__main__ import main
+from training.evaluate.units import BaseSource
+
+
+def run(data: Path, base: BaseSource, out: Path, *more: str) -> dict[str, object]:
+    options = ["--data", str(data), "--out", str(out), "--base", base.source, "--cache", str(base.cache)]
+    main([*options, "--device", "cpu", "--tasks", "jump,lazy", "--rows", "16", "--epochs", "1", "--jobs", "1", *more])
+    record: dict[str, object] = json.loads((out / "results.json").read_text())
+    return record
+
+
+def test_three_methods_run_end_to_end_and_a_second_run_does_nothing_again(
+    data: Path, base_source: BaseSource, tmp_path: Path
+) -> None:
+    record = run(data, base_source, tmp_path, "--methods", "base,see-alora,sequential")
+    units = {folder: (folder / "done.json").stat().st_mtime_ns for folder in (tmp_path / "work" / "units").iterdir()}
+    assert len(units) == 4, "two experts, two stages"
+    by_method = {entry["method"]: entry for entry in record["runs"]}
+    assert list(by_method) == ["base", "see-alora", "sequential"]
+    for entry in by_method.values():
+        assert [len(row) for row in entry["rouge"]] == [1, 2]
+        assert entry["ar"] == pytest.approx(sum(entry["rouge"][-1]) / 2)
+        assert entry["costs"]["computed_tokens"] >= entry["costs"]["prompt_tokens"] > 0
+    routing = by_method["see-alora"]["routing"]
+    assert routing["columns"] == ["jump", "lazy", "base"]
+    assert [sum(row) for row in routing["confusion"]] == [6, 6]
+    assert set(routing["fallback"]) == {"paris", "general"}
+    assert by_method["base"]["training_seconds"] == 0 < by_method["sequential"]["training_seconds"]
+    assert by_method["base"]["bwt"] == 0
+
+    report = (tmp_path / "report.md").read_text()
+    for name in ("`base`", "`see-alora`", "`sequential`", "Who answered", "Strangers"):
+        assert name in report
+    for picture in ("forgetting-definition", "cost-definition", "confusion-see-alora-definition"):
+        assert (tmp_path / f"{picture}.png").stat().st_size > 1000
+        assert f"({picture}.png)" in report
+
+    answers = (tmp_path / "work" / "answers.jsonl").read_text()
+    again = run(data, base_source, tmp_path, "--methods", "base,see-alora,sequential")
+    assert again["runs"] == record["runs"]
+    assert (tmp_path / "work" / "answers.jsonl").read_text() == answers
+    assert {f: (f / "done.json").stat().st_mtime_ns for f in (tmp_path / "work" / "units").iterdir()} == units

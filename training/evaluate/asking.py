@@ -1,0 +1,204 @@
+"""Puts rows to a server of its own and keeps the answers, so that nothing is asked twice. Knows no methods, no scores.
+
+Answers come from the serving engine over HTTP, greedily and a few at a time; what they cost is taken one at a time and
+without the prefix cache, which would make it depend on who came before.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+
+from server.client import add_expert
+from server.errors import RelayError
+from server.own_server import own_server
+from training.errors import TrainingError
+from training.evaluate.adapters import ADAPTER
+from training.evaluate.answerers import Answer, Answerer, OutsideTheServer, Served
+from training.evaluate.stream import Sample
+from training.evaluate.units import BaseSource, Unit, Workshop
+
+_AT_A_TIME = 16
+_MAX_RANK = 128  # merged adapters have the sum of their parts' ranks
+_TIMEOUT = httpx.Timeout(600.0)
+
+
+class AskingFailed(TrainingError):
+    """The server refused what the bench asked of it."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one request alone on the server."""
+
+    first_token_ms: float
+    total_ms: float
+    computed_tokens: int
+    prompt_tokens: int
+
+
+class Book:
+    """Everything that was ever answered, one JSON line each; half a line, left by a crash, is passed over."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._known: dict[str, dict[str, Any]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            self._known[entry["key"]] = entry["value"]
+
+    def look_up(self, key: str, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The value kept by this key, or what `ask` says, which is kept from now on."""
+        if key not in self._known:
+            value = ask()
+            line = json.dumps({"key": key, "value": value}, ensure_ascii=False)
+            with self._lock, self._path.open("a", encoding="utf-8") as file:
+                file.write(f"\n{line}" if file.tell() else line)
+                self._known[key] = value
+        return self._known[key]
+
+    def holds(self, key: str) -> bool:
+        return key in self._known
+
+
+class Questioner:
+    """One running server and the book of its answers. Registers experts when they are first asked for."""
+
+    def __init__(self, url: str, workshop: Workshop, book: Book) -> None:
+        self._url = url
+        self._workshop = workshop
+        self._book = book
+        self._client = httpx.Client(base_url=url, timeout=_TIMEOUT)
+        self._names: dict[str, str] = {}
+        self._registering = threading.Lock()
+
+    # --- what answerers see ---
+
+    def key(self, unit: Unit) -> str:
+        return self._workshop.key(unit)
+
+    def folder(self, unit: Unit) -> Path:
+        return self._workshop.folder(unit)
+
+    def expert(self, unit: Unit) -> str:
+        key = self.key(unit)
+        with self._registering:
+            if key not in self._names:
+                name = f"u-{key}"
+                try:
+                    add_expert(self._url, self.folder(unit) / ADAPTER, name=name, activate=True)
+                except RelayError as error:
+                    raise AskingFailed(f"{self.folder(unit)} was not registered: {error.message}") from error
+                self._names[key] = name
+        return self._names[key]
+
+    def put(self, path: str, body: Mapping[str, Any]) -> None:
+        self._send("PUT", path, body)
+
+    # --- what the bench asks ---
+
+    def answers(self, answerer: Answerer, samples: Sequence[Sample], *, answer_tokens: int) -> list[Answer]:
+        """One answer a sample, in their order."""
+        if isinstance(answerer, OutsideTheServer):
+            texts = json.loads((self.folder(answerer.answers) / OutsideTheServer.ANSWERS).read_text())
+            return [Answer(texts[sample.id], None, False, None) for sample in samples]
+        served = _served(answerer)
+
+        def ask(sample: Sample) -> dict[str, Any]:
+            request = {"prompt": sample.prompt, "max_new_tokens": answer_tokens, **served.request(self, sample)}
+            return asdict(self._answer(self._send("POST", "/generate", request)))
+
+        found = self._look_up_all(served, samples, f"answer {answer_tokens}", ask)
+        return [Answer(**value) for value in found]
+
+    def routes(self, answerer: Answerer, samples: Sequence[Sample]) -> list[str | None]:
+        """Who would answer each sample; None is the base."""
+        served = _served(answerer)
+
+        def ask(sample: Sample) -> dict[str, Any]:
+            request = {"prompt": sample.prompt, **served.request(self, sample)}
+            return {"expert": _unit_of(self._send("POST", "/route", request))}
+
+        return [value["expert"] for value in self._look_up_all(served, samples, "route", ask)]
+
+    def costs(self, answerer: Answerer, samples: Sequence[Sample], *, answer_tokens: int) -> list[Cost]:
+        """Of each sample alone; every expert has answered once before, so that none is being loaded."""
+        served = _served(answerer)
+        keys = [_digest(served.identity(self, sample), "cost", str(answer_tokens), sample.prompt) for sample in samples]
+        if not all(self._book.holds(key) for key in keys):
+            served.prepare(self)
+        found = []
+        for key, sample in zip(keys, samples, strict=True):
+            request = {"prompt": sample.prompt, "max_new_tokens": answer_tokens, **served.request(self, sample)}
+            found.append(Cost(**self._book.look_up(key, lambda request=request: self._cost(request))))  # type: ignore[misc]
+        return found
+
+    def _cost(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._send("POST", "/generate", request | {"max_new_tokens": 1})
+        answer = self._send("POST", "/generate", request)
+        usage, timings = answer["usage"], answer["timings"]
+        return asdict(
+            Cost(timings["first_token_ms"], timings["total_ms"], usage["computed_tokens"], usage["prompt_tokens"])
+        )
+
+    def _look_up_all(
+        self, served: Served, samples: Sequence[Sample], what: str, ask: Callable[[Sample], dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        keys = [_digest(served.identity(self, sample), what, sample.prompt) for sample in samples]
+        if not all(self._book.holds(key) for key in keys):
+            served.prepare(self)
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            pairs = zip(keys, samples, strict=True)
+            return list(pool.map(lambda pair: self._book.look_up(pair[0], lambda: ask(pair[1])), pairs))
+
+    def _answer(self, body: Mapping[str, Any]) -> Answer:
+        return Answer(
+            text=body["text"],
+            expert=_unit_of(body),
+            fallback=body["routing"]["fallback"],
+            computed_tokens=body["usage"]["computed_tokens"],
+        )
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        response = self._client.request(method, path, json=dict(body))
+        if not response.is_success:
+            raise AskingFailed(f"{method} {path} was answered {response.status_code}: {response.text[:500]}")
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+@contextmanager
+def questioner(base: BaseSource, workshop: Workshop, book: Book, *, prefix_cache: bool) -> Iterator[Questioner]:
+    """A server with an empty store, for the main thread; it ends with the block."""
+    flags = ["--base", base.source, "--cache", str(base.cache), "--device", base.device, "--no-demo"]
+    flags += ["--max-rank", str(_MAX_RANK), "--expert-slots", str(_MAX_RANK)]
+    flags += [] if prefix_cache else ["--no-prefix-cache"]
+    with TemporaryDirectory() as folder, own_server(Path(folder), *flags) as server:
+        yield Questioner(server.url, workshop, book)
+
+
+def _served(answerer: Answerer) -> Served:
+    assert not isinstance(answerer, OutsideTheServer), f"{answerer} is not played by the server. This is a bug."
+    return answerer  # type: ignore[return-value]
+
+
+def _unit_of(body: Mapping[str, Any]) -> str | None:
+    name: str | None = body["routing"]["expert"]
+    return None if name is None else name.removeprefix("u-")
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

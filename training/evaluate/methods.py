@@ -1,0 +1,153 @@
+"""The methods as they meet the stream: who answers after each task, and what has to be trained for it. Trains nothing.
+
+A method is a function from a setting to one answerer for every task of the stream, None where that stage is not
+looked at; a new one is a function more and a line in METHODS.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from training.evaluate.adapters import L2, Averaged, Ewc, FisherOf, SeeExpert, TunedLora
+from training.evaluate.answerers import Answerer, ByTask, Chain, OneAdapter, TheBase
+from training.evaluate.stream import Sample, Setting
+
+Stages = Sequence[Answerer | None]
+
+FISHER_ROWS = 40
+EWC_STRENGTH = 100.0
+L2_STRENGTH = 0.01
+
+
+@dataclass(frozen=True)
+class Method:
+    """`routed`: it chooses an expert for each row, so that its choices can be right or wrong."""
+
+    stages: Callable[[Setting], Stages]
+    about: str
+    routed: bool = False
+
+
+# --- experts, one a task ---
+
+
+def see_experts(setting: Setting, kind: Literal["alora", "lora"]) -> list[SeeExpert]:
+    """Each has seen negatives of the tasks before its own, and prompts of no task."""
+    return [
+        SeeExpert(
+            task=task.name,
+            own=task.train,
+            negatives=(*setting.memory(place), *setting.general),
+            kind=kind,
+            budget=setting.budget,
+            seed=setting.seed,
+        )
+        for place, task in enumerate(setting.tasks)
+    ]
+
+
+def isolated(setting: Setting) -> list[TunedLora]:
+    """A plain LoRA a task, each trained alone: what is merged and what routers choose from."""
+    return [TunedLora(task.name, task.train, setting.budget, setting.seed) for task in setting.tasks]
+
+
+def base(setting: Setting) -> Stages:
+    return [TheBase()] * len(setting.tasks)
+
+
+def see(setting: Setting) -> Stages:
+    return _chains(see_experts(setting, "lora"))
+
+
+def see_alora(setting: Setting) -> Stages:
+    return _chains(see_experts(setting, "alora"))
+
+
+def oracle(setting: Setting) -> Stages:
+    return _named(setting, see_experts(setting, "lora"))
+
+
+def oracle_alora(setting: Setting) -> Stages:
+    return _named(setting, see_experts(setting, "alora"))
+
+
+def oracle_isolated(setting: Setting) -> Stages:
+    return _named(setting, isolated(setting))
+
+
+# --- one adapter for everything ---
+
+
+def sequential(setting: Setting) -> Stages:
+    return [OneAdapter(unit) for unit in _sequence(setting)]
+
+
+def rehearsal(setting: Setting) -> Stages:
+    return [OneAdapter(unit) for unit in _sequence(setting, label="rehearsal", memory=True)]
+
+
+def multi_task(setting: Setting) -> Stages:
+    rows = tuple(sample for task in setting.tasks for sample in task.train)
+    together = TunedLora("multi-task", rows, setting.budget, setting.seed)
+    return [*[None] * (len(setting.tasks) - 1), OneAdapter(together)]
+
+
+def l2(setting: Setting) -> Stages:
+    return [OneAdapter(unit) for unit in _sequence(setting, label="l2", hold=L2(L2_STRENGTH))]
+
+
+def ewc(setting: Setting) -> Stages:
+    units = [isolated(setting)[0]]
+    important: FisherOf | None = None
+    for before, task in zip(setting.tasks, setting.tasks[1:], strict=False):
+        important = FisherOf(units[-1], before.train[:FISHER_ROWS], important)
+        hold = Ewc(EWC_STRENGTH, important)
+        units.append(TunedLora(f"ewc-{task.name}", task.train, setting.budget, setting.seed, units[-1], hold))
+    return [OneAdapter(unit) for unit in units]
+
+
+def sfa(share: float, beta: float = 0.5) -> Callable[[Setting], Stages]:
+    def stages(setting: Setting) -> Stages:
+        hold = Averaged(share, beta)
+        return [OneAdapter(unit) for unit in _sequence(setting, label=f"sfa{share:g}", hold=hold)]
+
+    return stages
+
+
+METHODS: dict[str, Method] = {
+    "base": Method(base, "the base alone"),
+    "see": Method(see, "SEE with plain experts", routed=True),
+    "see-alora": Method(see_alora, "SEE with activated experts", routed=True),
+    "oracle": Method(oracle, "the right one of `see`'s experts by name"),
+    "oracle-alora": Method(oracle_alora, "the right one of `see-alora`'s experts by name"),
+    "oracle-isolated": Method(oracle_isolated, "the right one of the LoRAs trained alone"),
+    "sequential": Method(sequential, "one LoRA, one task after the other"),
+    "rehearsal": Method(rehearsal, "the same with a tenth of every earlier task"),
+    "multi-task": Method(multi_task, "one LoRA on all tasks at once"),
+    "l2": Method(l2, "sequential, with an L2 penalty towards the weights before"),
+    "ewc": Method(ewc, "sequential, with EWC's penalty"),
+    "sfa-1": Method(sfa(1.0), "SFA, averaged at each task's end"),
+    "sfa-0.25": Method(sfa(0.25), "SFA, averaged after each quarter"),
+}
+
+
+def _chains(experts: Sequence[SeeExpert]) -> Stages:
+    """Newest first: an expert has only seen negatives of tasks before its own."""
+    return [Chain(tuple(reversed(experts[: stage + 1]))) for stage in range(len(experts))]
+
+
+def _named(setting: Setting, experts: Sequence[SeeExpert | TunedLora]) -> Stages:
+    by_name = {task.name: unit for task, unit in zip(setting.tasks, experts, strict=True)}
+    names = list(by_name)
+    return [ByTask({name: by_name[name] for name in names[: stage + 1]}) for stage in range(len(names))]
+
+
+def _sequence(
+    setting: Setting, *, label: str = "sequential", memory: bool = False, hold: Averaged | L2 | None = None
+) -> list[TunedLora]:
+    """One LoRA through all tasks; the first stage is the first task's LoRA alone, with nothing to hold on to yet."""
+    units = [isolated(setting)[0]]
+    for place, task in enumerate(setting.tasks[1:], start=1):
+        rows: tuple[Sample, ...] = (*task.train, *(setting.memory(place) if memory else ()))
+        units.append(TunedLora(f"{label}-{task.name}", rows, setting.budget, setting.seed, units[-1], hold))
+    return units

@@ -1,0 +1,154 @@
+"""Pieces of work that are done once: keyed by what decides their result, resumed where they were cut off, a few at a
+time. Knows no methods and no server."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from server.model.base import Base, load_base
+
+_FORMAT = 1  # raised where the same inputs no longer give the same result
+_DONE = "done.json"
+_SPENT = "spent.json"
+_NOTE_EVERY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class BaseSource:
+    """Where the base comes from, so that every process can load it."""
+
+    source: str
+    cache: Path
+    device: str
+    fingerprint: str
+
+    def load(self) -> Base:
+        return load_base(self.source, device=self.device, cache=self.cache)
+
+
+class Unit(Protocol):
+    """One piece of work. Can be sent to another process.
+
+    `identity` holds, as JSON, everything but base and parents that decides the result. `cost` is in trained tokens,
+    roughly, for the progress bar.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def parents(self) -> "Sequence[Unit]": ...
+
+    @property
+    def cost(self) -> int: ...
+
+    def identity(self) -> Mapping[str, Any]: ...
+
+    def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: "Spent") -> None:
+        """Leaves the result in `folder`, which may hold what an interrupted run left; a result there is kept."""
+        ...
+
+
+class Spent:
+    """CPU seconds that went into a unit, over all runs that worked on it; also the observer of its training."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _SPENT
+        self._before = float(json.loads(self._path.read_text())) if self._path.exists() else 0.0
+        self._began = time.process_time()
+        self._noted = time.monotonic()
+
+    def begin(self, *, done: int, total: int) -> None: ...
+
+    def step(self, *, loss: float, tokens: int) -> None:  # noqa: ARG002 - the observer's signature
+        if time.monotonic() - self._noted > _NOTE_EVERY_SECONDS:
+            self._noted = time.monotonic()
+            _write(self._path, json.dumps(self.seconds()))
+
+    def seconds(self) -> float:
+        return self._before + time.process_time() - self._began
+
+
+class Workshop:
+    """The folder where units lie, one folder each."""
+
+    def __init__(self, work: Path, base: BaseSource) -> None:
+        self._units = work / "units"
+        self._base = base
+        self._keys: dict[int, tuple[Unit, str]] = {}
+
+    def key(self, unit: Unit) -> str:
+        """A digest of everything that decides the unit's result; equal keys are the same unit."""
+        known = self._keys.get(id(unit))
+        if known is None:
+            parents = [self.key(parent) for parent in unit.parents]
+            identity = {"unit": type(unit).__name__, "base": self._base.fingerprint, "format": _FORMAT}
+            text = json.dumps({**identity, **unit.identity(), "parents": parents}, sort_keys=True)
+            known = unit, hashlib.sha256(text.encode()).hexdigest()[:16]
+            self._keys[id(unit)] = known
+        return known[1]
+
+    def folder(self, unit: Unit) -> Path:
+        return self._units / f"{unit.name}-{self.key(unit)}"
+
+    def is_done(self, unit: Unit) -> bool:
+        return (self.folder(unit) / _DONE).exists()
+
+    def seconds(self, unit: Unit) -> float:
+        """CPU seconds the unit took; it must be done."""
+        return float(json.loads((self.folder(unit) / _DONE).read_text())["seconds"])
+
+    def with_parents(self, units: Iterable[Unit]) -> list[Unit]:
+        """All that has to be done for these, each once, parents first."""
+        found: dict[str, Unit] = {}
+
+        def visit(unit: Unit) -> None:
+            if self.key(unit) not in found:
+                for parent in unit.parents:
+                    visit(parent)
+                found[self.key(unit)] = unit
+
+        for unit in units:
+            visit(unit)
+        return list(found.values())
+
+    def run(self, units: Iterable[Unit], executor: Executor, *, on_done: Callable[[Unit], None]) -> None:
+        """Makes all that is missing, parents before children, as many at a time as the executor takes.
+
+        What fails ends the run once the units at work have ended; those that are done stay done.
+        """
+        waiting = [unit for unit in self.with_parents(units) if not self.is_done(unit)]
+        working: dict[Future[None], Unit] = {}
+        while waiting or working:
+            ready = [unit for unit in waiting if all(self.is_done(parent) for parent in unit.parents)]
+            for unit in ready:
+                waiting.remove(unit)
+                parents = [self.folder(parent) for parent in unit.parents]
+                working[executor.submit(_make, unit, self._base, parents, self.folder(unit))] = unit
+            finished, _ = wait(working, return_when=FIRST_COMPLETED)
+            try:
+                for future in finished:
+                    future.result()
+                    on_done(working.pop(future))
+            except BaseException:
+                executor.shutdown(cancel_futures=True)
+                raise
+
+
+def _make(unit: Unit, base: BaseSource, parents: Sequence[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    spent = Spent(folder)
+    unit.make(base, parents, folder, spent)
+    _write(folder / _DONE, json.dumps({"seconds": spent.seconds(), **unit.identity()}, indent=1, sort_keys=True))
+
+
+def _write(path: Path, text: str) -> None:
+    writing = path.with_suffix(".writing")
+    writing.write_text(text)
+    os.replace(writing, path)
