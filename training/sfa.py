@@ -98,7 +98,6 @@ def train_sfa(
 
     set_seed(options.seed)
     model = continued_adapter(base, parent.folder)
-    freeze_down_projections(model)
     for number, examples in enumerate(stages):
         _run_stage(base, model, examples, options, number, activated, checkpoints, resume=resume, observer=observer)
 
@@ -152,6 +151,7 @@ def _run_stage(
     if finished.exists():
         set_peft_model_state_dict(model, load_file(finished))
         return
+    freeze_down_projections(model)  # in every stage: the Trainer leaves the whole adapter trainable
     steps = plan(examples, options, pad=base.tokenizer.eos_token_id, activated=activated)
     averaging = Averaging(model, num_steps=len(steps), share=options.share, beta=options.beta)
     tune(

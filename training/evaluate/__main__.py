@@ -8,18 +8,15 @@ with the same command and a larger one builds on a smaller.
 """
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils import logging
 
 from server.environment import describe_run
 from server.errors import RelayError
@@ -32,7 +29,7 @@ from training.evaluate.budget import BUDGETS, Budget
 from training.evaluate.methods import METHODS
 from training.evaluate.report import REPORT, write_report
 from training.evaluate.stream import read_settings
-from training.evaluate.units import BaseSource, Workshop
+from training.evaluate.units import BaseSource, Workshop, processes
 
 _console = Console(stderr=True)
 _PROMPTS = ("definition", "input")
@@ -106,7 +103,7 @@ def _bench(given: argparse.Namespace, typed: Sequence[str]) -> None:
     courses = lay_out(methods, settings)
     bar = TerminalBar(_console)
     try:
-        with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn"), initializer=_one_thread) as executor:
+        with processes(given.jobs) as executor:
             train(courses, workshop, executor, bar)
         book = Book(work / "answers.jsonl")
         runs = ask(courses, workshop, lambda cache: questioner(base, workshop, book, prefix_cache=cache), bar)
@@ -124,14 +121,9 @@ def _budget(given: argparse.Namespace) -> Budget:
 
 
 def _source(given: argparse.Namespace) -> BaseSource:
+    logging.disable_progress_bar()
     loaded = load_base(given.base, device=given.device, cache=given.cache)
     return BaseSource(given.base, given.cache, given.device, loaded.spec.fingerprint)
-
-
-def _one_thread() -> None:
-    """Of a training process: as many of them run as there are cores to use."""
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from training.evaluate.adapters import L2, Averaged, Ewc, FisherOf, SeeExpert, TunedLora
-from training.evaluate.answerers import Answerer, ByTask, Chain, OneAdapter, TheBase
+from training.evaluate.answerers import Answerer, ByTask, Chain, OneAdapter, OutsideTheServer, Picked, TheBase
+from training.evaluate.merging import Merged
+from training.evaluate.routers import ArrowAnswers, Picks, PromptFeatures
 from training.evaluate.stream import Sample, Setting
 
 Stages = Sequence[Answerer | None]
@@ -17,6 +19,9 @@ Stages = Sequence[Answerer | None]
 FISHER_ROWS = 40
 EWC_STRENGTH = 100.0
 L2_STRENGTH = 0.01
+TASK_ARITHMETIC_SCALE = 0.4
+TIES_DENSITY = 0.2
+WISE_FT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,49 @@ def sfa(share: float, beta: float = 0.5) -> Callable[[Setting], Stages]:
     return stages
 
 
+# --- merged, and routed beside the server ---
+
+
+def uniform(setting: Setting) -> Stages:
+    return [OneAdapter(Merged("uniform", parts, 1 / len(parts))) for parts in _growing(isolated(setting))]
+
+
+def task_arithmetic(setting: Setting) -> Stages:
+    parts = _growing(isolated(setting))
+    return [OneAdapter(Merged("task-arithmetic", some, TASK_ARITHMETIC_SCALE)) for some in parts]
+
+
+def ties(setting: Setting) -> Stages:
+    parts = _growing(isolated(setting))
+    return [OneAdapter(Merged("ties", some, 1.0, "ties_svd", TIES_DENSITY)) for some in parts]
+
+
+def wise_ft(setting: Setting) -> Stages:
+    """What was tuned in sequence, half way back to the base; the sequence itself goes on untouched."""
+    return [OneAdapter(Merged("wise-ft", (unit,), WISE_FT_SHARE)) for unit in _sequence(setting)]
+
+
+def centroid(setting: Setting) -> Stages:
+    features = [PromptFeatures(task) for task in setting.tasks]
+    experts = isolated(setting)
+    return [
+        Picked(_by_task(setting, experts[: stage + 1]), Picks("centroid", tuple(features[: stage + 1])))
+        for stage in range(len(experts))
+    ]
+
+
+def classifier(setting: Setting) -> Stages:
+    """Trained on all tasks' rows at once, so it is there after the last task alone."""
+    picks = Picks("classifier", tuple(PromptFeatures(task) for task in setting.tasks))
+    return [*[None] * (len(setting.tasks) - 1), Picked(_by_task(setting, isolated(setting)), picks)]
+
+
+def arrow(setting: Setting) -> Stages:
+    asked = tuple(sample for task in setting.tasks for sample in task.held_out)
+    answers = ArrowAnswers(tuple(isolated(setting)), asked, setting.budget.answer_tokens)
+    return [*[None] * (len(setting.tasks) - 1), OutsideTheServer(answers)]
+
+
 METHODS: dict[str, Method] = {
     "base": Method(base, "the base alone"),
     "see": Method(see, "SEE with plain experts", routed=True),
@@ -128,6 +176,13 @@ METHODS: dict[str, Method] = {
     "ewc": Method(ewc, "sequential, with EWC's penalty"),
     "sfa-1": Method(sfa(1.0), "SFA, averaged at each task's end"),
     "sfa-0.25": Method(sfa(0.25), "SFA, averaged after each quarter"),
+    "wise-ft": Method(wise_ft, "sequential, each stage averaged with the base"),
+    "uniform": Method(uniform, "mean of the LoRAs trained alone"),
+    "task-arithmetic": Method(task_arithmetic, "sum of the LoRAs trained alone, scaled"),
+    "ties": Method(ties, "TIES merging of the LoRAs trained alone"),
+    "arrow": Method(arrow, "Arrow over the LoRAs trained alone, by PEFT"),
+    "centroid": Method(centroid, "LoRAs trained alone, picked by the nearest mean of base hidden states", routed=True),
+    "classifier": Method(classifier, "LoRAs trained alone, picked by a classifier of base hidden states", routed=True),
 }
 
 
@@ -137,9 +192,17 @@ def _chains(experts: Sequence[SeeExpert]) -> Stages:
 
 
 def _named(setting: Setting, experts: Sequence[SeeExpert | TunedLora]) -> Stages:
-    by_name = {task.name: unit for task, unit in zip(setting.tasks, experts, strict=True)}
-    names = list(by_name)
-    return [ByTask({name: by_name[name] for name in names[: stage + 1]}) for stage in range(len(names))]
+    return [ByTask(_by_task(setting, experts[: stage + 1])) for stage in range(len(experts))]
+
+
+def _by_task(setting: Setting, experts: Sequence[SeeExpert | TunedLora]) -> dict[str, SeeExpert | TunedLora]:
+    """The first tasks' names to their experts."""
+    return {task.name: expert for task, expert in zip(setting.tasks, experts, strict=False)}
+
+
+def _growing(units: Sequence[TunedLora]) -> list[tuple[TunedLora, ...]]:
+    """What there is after each task."""
+    return [tuple(units[: stage + 1]) for stage in range(len(units))]
 
 
 def _sequence(

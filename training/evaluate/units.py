@@ -5,11 +5,16 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
+from transformers.utils import logging
 
 from server.model.base import Base, load_base
 
@@ -139,6 +144,18 @@ class Workshop:
             except BaseException:
                 executor.shutdown(cancel_futures=True)
                 raise
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """Where units are made: so many processes of one thread each, none of which inherits a loaded model."""
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_set_up_process)
+
+
+def _set_up_process() -> None:
+    """One thread, and nothing on the terminal, which several share: failures come back as exceptions."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
 
 
 def _make(unit: Unit, base: BaseSource, parents: Sequence[Path], folder: Path) -> None:
