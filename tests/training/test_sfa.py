@@ -230,7 +230,7 @@ def test_a_diverging_run_stops_says_where_and_keeps_its_checkpoint(
 ) -> None:
     new = write_rows(tmp_path / "new.jsonl", "jump", 60)
     with pytest.raises(Diverged, match=r"in step \d+ of 40 "):
-        run(base_folder, find_parent(store, "plain"), [new], tmp_path / "out", rate=1e30)
+        run(base_folder, find_parent(store, "activated"), [new], tmp_path / "out", rate=1e30)
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert (tmp_path / "out" / "checkpoints" / "run.json").exists()
 

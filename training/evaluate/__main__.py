@@ -121,7 +121,7 @@ def _budget(given: argparse.Namespace) -> Budget:
 
 
 def _source(given: argparse.Namespace) -> BaseSource:
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     loaded = load_base(given.base, device=given.device, cache=given.cache)
     return BaseSource(given.base, given.cache, given.device, loaded.spec.fingerprint)
 

@@ -66,10 +66,13 @@ class Merged:
 
 
 def load_adapters(base: torch.nn.Module, folders: Sequence[Path]) -> PeftModel:
-    """The base with every folder's adapter, named "0", "1", ..."""
-    model = PeftModel.from_pretrained(base, str(folders[0]), adapter_name="0")
+    """The base with every folder's adapter, named part0, part1, ...
+
+    Never a bare number: PEFT takes an adapter's name out of the weights' names, and layers have numbers too.
+    """
+    model = PeftModel.from_pretrained(base, str(folders[0]), adapter_name="part0")
     for number, folder in enumerate(folders[1:], start=1):
-        model.load_adapter(str(folder), adapter_name=str(number))
+        model.load_adapter(str(folder), adapter_name=f"part{number}")
     return model
 
 

@@ -154,7 +154,7 @@ def processes(count: int) -> ProcessPoolExecutor:
 def _set_up_process() -> None:
     """One thread, and nothing on the terminal, which several share: failures come back as exceptions."""
     torch.set_num_threads(1)
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.simplefilter("ignore")
 
 

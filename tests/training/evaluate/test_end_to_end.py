@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from training.evaluate.methods import METHODS
 from training.evaluate.units import BaseSource
 
 
@@ -50,3 +51,19 @@ def test_three_methods_run_end_to_end_and_a_second_run_does_nothing_again(
     assert again["runs"] == record["runs"]
     assert (tmp_path / "work" / "answers.jsonl").read_text() == answers
     assert {f: (f / "done.json").stat().st_mtime_ns for f in (tmp_path / "work" / "units").iterdir()} == units
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_method_runs_with_both_kinds_of_prompts(data: Path, base_source: BaseSource, tmp_path: Path) -> None:
+    record = run(data, base_source, tmp_path, "--methods", "all", "--prompts", "definition,input", "--eval-rows", "3")
+    assert [(entry["prompts"], entry["method"]) for entry in record["runs"]] == [
+        (kind, name) for kind in ("definition", "input") for name in METHODS
+    ]
+    for entry in record["runs"]:
+        assert 0 <= entry["ar"] <= 100
+        assert (entry["costs"] is None) == (entry["method"] == "arrow")
+        assert (entry["routing"] is not None) == METHODS[entry["method"]].routed
+        assert (entry["bwt"] is None) == (entry["method"] in ("multi-task", "classifier", "arrow"))
+    report = (tmp_path / "report.md").read_text()
+    assert all(report.count(f"| `{name}` |") == 6 for name in METHODS)
