@@ -124,6 +124,9 @@ def see(
         Path | None,
         typer.Option(metavar="DIR", help="Begin with this adapter's weights, of the same rank and targets."),
     ] = None,
+    average: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="In the end, the weight of what --start began with.")
+    ] = _DEFAULTS.average,
     resume: Resume = False,
 ) -> None:
     """Train an expert that recognises its own queries (SEE)."""
@@ -138,6 +141,7 @@ def see(
         batch_size=batch_size,
         decision_weight=decision_weight,
         max_tokens=max_tokens,
+        average=average,
         seed=seed,
     )
     about = About(name=register, description=description, samples=tuple(sample or ()), command=_command("see"))

@@ -19,6 +19,7 @@ from expert_store import PROFILE_FILE, WEIGHTS_FILE, InvalidAdapter, Training, r
 from server.model.base import Base
 from server.model.chat import ChatFormat, IndicatorTokens, common_prefix_length
 from server.model.feature import PromptFeature
+from training.averaging import Averaging
 from training.batches import Collator, StepDataset, plan_steps
 from training.calibrate import Calibration, calibrate
 from training.data import DataFile, Encoder, Example, digest_files, read_rows, refuse_contradictions, split_holdout
@@ -48,6 +49,7 @@ class SelectionOptions:
     decision_weight: float = 1.0
     holdout: float = 0.05
     max_tokens: int | None = None  # None: the base's context
+    average: float = 0.0  # weight, in the end, of the adapter begun with
     seed: int = 0
 
 
@@ -171,8 +173,12 @@ def fit(
 ) -> Fitted:
     """Trains an adapter, fresh or with the weights in `start`, and chooses its threshold. `base.model` is consumed.
 
-    Raises InvalidRun where those weights are of another shape, Diverged.
+    In the end both factors are averaged with those in `start`, as in a soup: of A and B apart, which is near to the
+    average of the products for weights that began together. Raises InvalidRun where the weights in `start` are of
+    another shape or there are none to average with, Diverged.
     """
+    if options.average and start is None:
+        raise InvalidRun(f"--average {options.average}: there is nothing to average with, say --start DIR")
     set_seed(options.seed)
     model = _fresh_adapter(base, options)
     if start is not None:
@@ -190,7 +196,17 @@ def fit(
     )
     steps = StepDataset(plan, collator.collate)
     loop = _loop_options(options, len(plan))
-    run_plan(model, runner, steps, loop, checkpoints=checkpoints, resume=resume, observer=observer)
+    averaging = Averaging(model, num_steps=len(plan), share=1, beta=options.average) if options.average else None
+    run_plan(
+        model,
+        runner,
+        steps,
+        loop,
+        checkpoints=checkpoints,
+        resume=resume,
+        observer=observer,
+        after_step=None if averaging is None else averaging.after_step,
+    )
 
     _round_to_bf16(model)
     model.eval()

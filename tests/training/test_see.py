@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from expert_store import BaseSpec, Indicators, inspect_adapter, parse_draft, read_profile
+from expert_store import WEIGHTS_FILE, BaseSpec, Indicators, inspect_adapter, parse_draft, read_profile
 from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
 from server.model.feature import PromptFeature
@@ -309,6 +310,27 @@ def test_a_run_can_begin_with_a_trained_adapter(
     training = parse_draft((tmp_path / "again" / "manifest.json").read_bytes()).training
     assert training is not None
     assert str(training.parameters["start"]).startswith("sha256:")
+
+
+def test_a_further_run_can_be_averaged_with_what_it_began_with(
+    trained: tuple[Path, Recorder], base_folder: Path, data: SelectionData, tmp_path: Path
+) -> None:
+    folder, _ = trained
+    whole, half = (
+        SeeOptions(rank=4, learning_rate=1e-3, batch_size=4, epochs=1, seed=2, average=average) for average in (0, 0.5)
+    )
+    run(base_folder, data, tmp_path / "whole", options=whole, start=folder)
+    run(base_folder, data, tmp_path / "half", options=half, start=folder)
+    before, after, between = (load_file(at / WEIGHTS_FILE) for at in (folder, tmp_path / "whole", tmp_path / "half"))
+    for name, tensor in between.items():
+        expected = (before[name].float() + after[name].float()) / 2
+        torch.testing.assert_close(tensor.float(), expected, rtol=2**-7, atol=2e-3)
+    assert any(not torch.equal(between[name], before[name]) for name in between)
+
+
+def test_averaging_needs_something_to_average_with(base_folder: Path, data: SelectionData, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRun, match=r"--average 0\.5: .*--start"):
+        run(base_folder, data, tmp_path / "out", options=SeeOptions(rank=4, average=0.5))
 
 
 def test_only_an_adapter_of_the_same_shape_can_be_begun_with(

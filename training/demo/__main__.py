@@ -29,8 +29,8 @@ from training.selection import About, read_data
 class Recipe:
     """How one demo expert is trained: its kind and how many rows of what.
 
-    Runs over so many own rows each of `more`, with the others in proportion, follow: each starts from the one before
-    and learns at half its rate.
+    Runs over so many own rows each of `more`, with the others in proportion, follow: each starts from the one before,
+    learns at half the first one's rate, and is averaged with what it began with, which has the weight `average`.
     """
 
     kind: Literal["alora", "lora"] = "alora"
@@ -40,6 +40,7 @@ class Recipe:
     alpha: float | None = 16.0
     learning_rate: float = 3e-3
     more: tuple[int, ...] = ()
+    average: float = 0.0
 
     def run(self, number: int) -> "Recipe":
         """What the run of that number is: the first, or one of `more`."""
@@ -51,7 +52,7 @@ class Recipe:
             own=own,
             others=round(self.others * own / self.own),
             general=round(self.general * own / self.own),
-            learning_rate=self.learning_rate / 2**number,
+            learning_rate=self.learning_rate / 2,
         )
 
 
@@ -59,7 +60,7 @@ RECIPES = {
     "dates": Recipe(own=4000, others=80, general=700),
     "contacts": Recipe(own=9000, others=120, general=900),
     "sql": Recipe(own=9000, others=100, general=800, more=(5000,)),
-    "logs": Recipe(own=9000, others=120, general=900, more=(5000, 3000)),
+    "logs": Recipe(own=9000, others=120, general=900, more=(5000, 9000, 6000), average=0.5),
     "sentiment": Recipe(kind="lora", own=2400, others=60, general=600, alpha=None, more=(2000,)),
 }
 SEED = 0
@@ -89,6 +90,7 @@ def _run(task: str, recipe: Recipe, seed: int, work: Path, *, base: str, cache: 
     options = SeeOptions(
         kind=recipe.kind,
         rank=RANK,
+        average=recipe.average if start is not None else 0.0,
         alpha=recipe.alpha,
         batch_size=BATCH_SIZE,
         learning_rate=recipe.learning_rate,
