@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 _NUM_THREADS = 8
@@ -20,7 +21,9 @@ T = TypeVar("T")
 
 def _step_back() -> None:
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        thread = threading.get_native_id()
+        with suppress(OSError):  # a courtesy: without it everything is done as well
+            os.setpriority(os.PRIO_PROCESS, thread, max(os.getpriority(os.PRIO_PROCESS, thread), _NICENESS))
 
 
 _threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="background", initializer=_step_back)

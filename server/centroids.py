@@ -47,7 +47,7 @@ class Centroids:
         path = folder / CENTROID_FILE
         base = base_adapter(catalog)
         if path.exists() or path.is_symlink():
-            return self._judge(read_centroid(path), base)
+            return self._judge(read_centroid(path), base, catalog)
         if base is None or base.name == name or not samples:
             lacks = "samples" if base is not None else "a base adapter in the pool"
             return f"none, for want of {lacks}: the gradient router leaves it out"
@@ -57,10 +57,12 @@ class Centroids:
             vector_D = await self._gradients.centroid(base, prompts, width=width, seed=origin.projection_seed)
         except InvalidRequest as error:
             return f"none, since its samples give none: {error.message}"
+        except (InvalidAdapter, OSError) as error:  # the base adapter's files, which are not the upload's fault
+            return f"none, since base adapter {base.ref} cannot be read: {error}"
         path.write_bytes(Centroid(origin, vector_D).to_bytes())
         return f"made from {len(prompts)} samples, with base adapter {base.ref}"
 
-    def _judge(self, centroid: Centroid, base: ExpertVersion | None) -> str:
+    def _judge(self, centroid: Centroid, base: ExpertVersion | None, catalog: Catalog) -> str:
         gradients, made_on = self._gradients, centroid.origin.base_fingerprint
         if made_on != gradients.base_fingerprint:
             raise _refusal(f"it was made on base {made_on}, this server runs {gradients.base_fingerprint}")
@@ -69,6 +71,14 @@ class Centroids:
         reason = fits(centroid, base, gradients.base_fingerprint, gradients.feature)
         if reason is not None:
             raise _refusal(reason)
+        pool = find_pool(catalog, base_fingerprint=gradients.base_fingerprint, feature=gradients.feature)
+        if isinstance(pool, GradientPool):
+            given, wanted = (
+                f"seed {origin.projection_seed} to {width} values"
+                for origin, width in ((centroid.origin, len(centroid.vector_D)), (pool.origin, pool.width))
+            )
+            if given != wanted:
+                raise _refusal(f"it was projected with {given}, the pool's with {wanted}")
         return f"it came with one, made with base adapter {base.ref}"
 
     def _origin(self, base: ExpertVersion, catalog: Catalog) -> tuple[Origin, int]:

@@ -47,7 +47,10 @@ data: [DONE]
 @router.post(
     "/completions",
     response_model=Completion,
-    responses={200: {"content": {"text/event-stream": {"example": _STREAM_EXAMPLE}}}, **errors(404, 422, 429, 503)},
+    responses={
+        200: {"content": {"text/event-stream": {"example": _STREAM_EXAMPLE}}},
+        **errors(404, 409, 422, 429, 503),
+    },
     openapi_extra=json_request(CompletionRequest),
 )
 async def complete(

@@ -162,7 +162,8 @@ class Engine:
 
     def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None:
         """A candidate has been published as this version: what is in memory of it needs not be read again."""
-        self._post(lambda: self.pool.adopt(candidate, version))
+        if self.alive:
+            self._post(lambda: self.pool.adopt(candidate, version))
 
     def check_integrity(self) -> None:
         """Asserts that nothing leaks. Only for a stopped engine or one without sessions."""

@@ -117,8 +117,14 @@ class ExpertPool:
                 self.host.start(expert, keep=self.host.digests)
 
     def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None:
-        """From now on the candidate is this version: the same bytes under another digest. Nothing pins it any more."""
+        """From now on the candidate is this version: the same bytes under another digest. Nothing pins it any more.
+
+        A request may have brought the version in by itself, as soon as it was published; then the candidate just
+        goes when its room is needed.
+        """
         self.host.adopt(candidate, version)
+        if version.digest in self._residents:
+            return
         resident = self._residents.pop(candidate.digest, None)
         if resident is not None:
             assert resident.num_pins == 0, "a candidate was published while it was in use. This is a bug."

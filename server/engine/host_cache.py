@@ -93,7 +93,9 @@ class HostCache:
         return taken
 
     def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None:
-        """The bytes of the candidate, if they are here, are those of this version from now on."""
+        """The bytes of the candidate, if they are here and the version's are not, are those of this version now."""
+        if version.digest in self._entries:
+            return
         entry = self._entries.pop(candidate.digest, None)
         if entry is not None:
             self._entries[version.digest] = entry

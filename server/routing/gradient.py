@@ -61,9 +61,9 @@ class _Missing:
 
 
 def base_adapter(catalog: Catalog) -> ExpertVersion | None:
-    """The version that bears the alias, if exactly one does."""
+    """The version that bears the alias, if exactly one does and it can be one."""
     bearers = _bearers(catalog)
-    return bearers[0] if len(bearers) == 1 else None
+    return bearers[0] if len(bearers) == 1 and bearers[0].kind == "lora" else None
 
 
 def find_pool(catalog: Catalog, *, base_fingerprint: str, feature: str) -> "GradientPool | _Missing":

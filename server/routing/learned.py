@@ -69,8 +69,11 @@ class LearnedRouter:
         return RouterStatus("learned", version=loaded.router.version, missing=missing, way_out=way_out)
 
     def _current(self) -> _Loaded:
-        mark = self._shelf.router_mark()
-        if mark != self._mark:
+        try:
+            mark = self._shelf.router_mark()
+        except OSError as error:
+            return _Loaded(None, None, problem=f"the routers' folder cannot be read: {error}")
+        if mark != self._mark or self._loaded.problem is not None:  # what could not be read may have been restored
             self._loaded = _load(self._shelf)
             self._mark = mark
         return self._loaded

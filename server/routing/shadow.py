@@ -63,8 +63,11 @@ class ShadowPlans:
 def _plan(router: Router, catalog: Catalog) -> RoutePlan | str:
     try:
         return router.plan(catalog)
-    except RelayError as error:
+    except (RelayError, StoreError) as error:
         return error.message
+    except Exception:
+        log.exception("shadow_failed")
+        return _BUG
 
 
 async def _score(

@@ -207,3 +207,20 @@ def test_a_candidate_becomes_its_version_where_it_lies() -> None:
     assert turns.pool.num_used == 1
     turns.pool.adopt(turns.expert("nobody"), turns.expert("else"))  # left the memory meanwhile
     assert turns.pool.num_used == 1
+
+
+def test_a_version_that_a_request_brought_in_first_stays_as_it_is() -> None:
+    """Published is visible before the candidate is adopted."""
+    turns = Turns(GatedDisk(), num_slots=2)
+    turns.arrive("candidate")
+    turns.settle()
+    turns.finish("candidate")
+    turns.arrive("version")
+    turns.settle()
+    turns.pool.adopt(turns.expert("candidate"), turns.expert("version"))
+    turns.pool.host.check_integrity()
+    turns.finish("version")
+    assert turns.pool.num_used == 2
+    turns.arrive("wide")  # takes both slots, so both must be given back
+    turns.settle()
+    assert turns.running == [["wide"]]

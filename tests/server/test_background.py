@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from server.background import begin_in_background, in_background
+from server.background import _step_back, begin_in_background, in_background
 
 pytestmark = pytest.mark.anyio
 
@@ -52,3 +52,12 @@ async def test_begun_work_is_done_some_time() -> None:
     done = threading.Event()
     begin_in_background(done.set)
     assert await asyncio.to_thread(done.wait, 10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads of a process cannot differ")
+async def test_a_process_that_stands_far_behind_already_can_work_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: int) -> None:
+        raise PermissionError("only root may come forward")
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    _step_back()
