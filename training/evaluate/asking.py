@@ -137,7 +137,7 @@ class Questioner:
     def costs(self, answerer: Answerer, samples: Sequence[Sample], *, answer_tokens: int) -> list[Cost]:
         """Of each sample alone; every expert has answered once before, so that none is being loaded."""
         served = _served(answerer)
-        keys = [_digest(served.identity(self, sample), "cost", str(answer_tokens), sample.prompt) for sample in samples]
+        keys = [self._digest(served, sample, f"cost\n{answer_tokens}") for sample in samples]
         if not all(self._book.holds(key) for key in keys):
             served.prepare(self)
         found = []
@@ -157,12 +157,17 @@ class Questioner:
     def _look_up_all(
         self, served: Served, samples: Sequence[Sample], what: str, ask: Callable[[Sample], dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        keys = [_digest(served.identity(self, sample), what, sample.prompt) for sample in samples]
+        keys = [self._digest(served, sample, what) for sample in samples]
         if not all(self._book.holds(key) for key in keys):
             served.prepare(self)
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             pairs = zip(keys, samples, strict=True)
             return list(pool.map(lambda pair: self._book.look_up(pair[0], lambda: ask(pair[1])), pairs))
+
+    def _digest(self, served: Served, sample: Sample, what: str) -> str:
+        """Of everything that decides what is kept by it; the base too, which plays a part in every answer."""
+        parts = (self._workshop.base_fingerprint, served.identity(self, sample), what, sample.prompt)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
     def _answer(self, body: Mapping[str, Any]) -> Answer:
         return Answer(
@@ -198,7 +203,3 @@ def _served(answerer: Answerer) -> Served:
 def _unit_of(body: Mapping[str, Any]) -> str | None:
     name: str | None = body["routing"]["expert"]
     return None if name is None else name.removeprefix("u-")
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

@@ -61,10 +61,6 @@ class Setting:
     seed: int
     budget: Budget
 
-    @property
-    def label(self) -> str:
-        return f"{self.prompts}, order {self.order}, seed {self.seed}"
-
     def memory(self, before: int) -> tuple[Sample, ...]:
         """The rehearsal share of every task before the one at this place, drawn with the seed; at least a row each."""
         kept: list[Sample] = []

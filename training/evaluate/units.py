@@ -88,6 +88,10 @@ class Workshop:
         self._base = base
         self._keys: dict[int, tuple[Unit, str]] = {}
 
+    @property
+    def base_fingerprint(self) -> str:
+        return self._base.fingerprint
+
     def key(self, unit: Unit) -> str:
         """A digest of everything that decides the unit's result; equal keys are the same unit."""
         known = self._keys.get(id(unit))

@@ -24,7 +24,7 @@ def settings(data: Path, *names: str, **more: Any) -> list[Setting]:
 
 def test_every_combination_is_a_setting_and_unseen_tasks_stay_unseen(data: Path) -> None:
     found = settings(data, "lazy", "jump", prompts=["definition", "input"], orders=[0, 3], seeds=[0, 1])
-    assert len({setting.label for setting in found}) == 8
+    assert len({(setting.prompts, setting.order, setting.seed) for setting in found}) == 8
     first = found[0]
     assert [task.name for task in first.tasks] == ["lazy", "jump"]
     assert [len(task.train) for task in first.tasks] == [20, 20]
