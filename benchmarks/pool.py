@@ -43,7 +43,7 @@ from server.own_server import OwnServer, own_server
 RESULTS = Path(__file__).parent / "results" / "pool"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 KV_BYTES = 1 << 30
-OVERHEAD_BYTES = 12 * (1 << 30) // 10
+OVERHEAD_BYTES = 1 << 30
 COUNTED = ("loads_disk", "loads_host", "evictions")
 
 

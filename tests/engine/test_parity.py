@@ -145,6 +145,7 @@ def test_of_many_experts_only_those_lately_chosen_compute_ahead_and_all_answer_t
             return [token.token async for token in tokens]
 
     try:
+        assert asyncio.run(ahead()) == [False, False, False]
         computed = asyncio.run(probed_tokens(engine, prompt, asked, COUNT))
         assert asyncio.run(ahead()) == [True, False, False]
         assert computed == len(prompt.tokens) + 2 * generation_prompt + 3 * shared + (accept - shared) + COUNT - 1

@@ -11,7 +11,7 @@ from tests.support.server import RelayServer
 
 RUNNING, QUEUE = 4, 8
 CAPACITY = RUNNING + QUEUE
-LENGTH = 100
+LENGTH = 300  # long enough for all of a burst to have arrived before a place is free again
 
 
 async def burst(url: str, count: int) -> list[httpx.Response]:
@@ -32,7 +32,7 @@ def test_the_surplus_is_refused_and_memory_stays_as_it_was(tmp_path: Path) -> No
         statuses = Counter(answer.status_code for answer in answers)
         assert set(statuses) == {200, 429}
         assert statuses[200] >= CAPACITY
-        assert statuses[429] >= CAPACITY  # nine times as many, unless the client is too slow to send them at once
+        assert statuses[429] > 5 * CAPACITY
         for answer in answers:
             if answer.status_code == 429:
                 assert int(answer.headers["retry-after"]) >= 1
