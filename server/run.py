@@ -13,12 +13,12 @@ from expert_store import StoreError
 from server.app import build_app
 from server.errors import RelayError
 from server.logs import configure_logging
+from server.protocol import BoundedProtocol
 from server.settings import Settings
 
 log = structlog.get_logger()
 
 SHUTDOWN_SECONDS = 30
-MAX_HEADER_BYTES = 64 * 1024
 
 
 class StartupFailed(RelayError):
@@ -31,13 +31,11 @@ def run_server(settings: Settings) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     app = build_app(settings)
     logging.getLogger("uvicorn.error").addFilter(_QuietStartup(app))
-    # h11 and not httptools, because it bounds the size of headers.
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http="h11",
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        http=BoundedProtocol,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -24,7 +24,7 @@ from server.engine.answerer import Answerer, LogitMixture, OutputMixture, expert
 from server.engine.blend import BlendJob
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.host_cache import HostCache
-from server.engine.jobs import Answer, GenerateJob, Job, LogitsJob, ProbeJob, Resources, Rows, StatesJob, Waking
+from server.engine.jobs import Answer, GenerateJob, Job, LogitsJob, ProbeJob, Resources, StatesJob, Waking
 from server.engine.kv_cache import BlockPool
 from server.engine.lately_chosen import LatelyChosen
 from server.engine.mixture import Branch, MixtureJob
@@ -34,6 +34,7 @@ from server.engine.prompt_states import States
 from server.engine.runner import Runner
 from server.engine.scheduler import StepPlan, plan_step
 from server.engine.session_state import SessionState
+from server.engine.step_logits import StepLogits
 from server.engine.types import Branches, EngineObserver, IndicatorLogits, Occupancy, StepStats, Token
 from server.errors import EngineStopped, NonFiniteLogits, NotSelfSelecting, PromptTooLong, RequestTooLarge
 from server.model.base import Base
@@ -348,8 +349,7 @@ class Engine:
                 sequence.fork.copy = None
             self._prefix.remember(sequence)
         self._count(plan)
-        wanted = [(id(segment.sequence), count) for segment in plan.segments for count in segment.wanted]
-        self._deal_out({key: row for row, key in enumerate(wanted)}, logits)
+        self._deal_out(StepLogits.of(plan.segments, logits))
         self._observer.on_step(self._stats(plan, time.perf_counter() - started))
 
     def _count(self, plan: StepPlan) -> None:
@@ -359,7 +359,7 @@ class Engine:
         for state in self._active:
             state.computed_tokens += sum(computed.get(id(lane.sequence), 0) for lane in state.lanes())
 
-    def _deal_out(self, rows: Rows, logits_WV: torch.Tensor) -> None:
+    def _deal_out(self, logits: StepLogits) -> None:
         """Hands logits to the jobs that wait for them."""
         resources = self._resources()
         generating: list[Generating] = []
@@ -367,17 +367,16 @@ class Engine:
         for state in self._active:
             job: Job | None = state.jobs[0] if state.jobs else None
             if isinstance(job, GenerateJob):
-                sequence = job.lane.sequence if job.lane is not None else None
-                row = None if sequence is None else rows.get((id(sequence), len(sequence.tokens)))
+                row = None if job.lane is None else logits.row(job.lane.sequence)
                 if row is not None:
                     generating.append((state, job, row))
             elif isinstance(job, MixtureJob):
-                mixed_V = job.take_logits(rows, logits_WV)
+                mixed_V = job.take_logits(logits)
                 if mixed_V is not None:
                     mixing.append((state, job, mixed_V))
             elif job is not None and not isinstance(job, Answer):
-                job.take(state, rows, logits_WV, resources)
-        self._append_tokens(generating, logits_WV)
+                job.take(state, logits, resources)
+        self._append_tokens(generating, logits.all_WV)
         if mixing:
             mixed_MV = torch.stack([mixed_V for *_, mixed_V in mixing])
             self._append_tokens([(state, job, row) for row, (state, job, _) in enumerate(mixing)], mixed_MV)

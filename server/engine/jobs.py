@@ -6,7 +6,6 @@ step loop then brings the lanes to their last token, and the job takes the logit
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -19,14 +18,14 @@ from server.engine.kv_cache import BlockPool
 from server.engine.lately_chosen import LatelyChosen
 from server.engine.prefix import PrefixCache
 from server.engine.prompt_states import States
+from server.engine.scheduler import Choice
 from server.engine.session_state import Lane, SessionState
+from server.engine.step_logits import StepLogits
 from server.engine.types import FinishReason, IndicatorLogits, Token
 from server.errors import InvocationMissing
 from server.model.chat import IndicatorTokens, Prompt, activation_start
 from server.model.lora import Slots
 from server.model.sampling import SampleRow, Sampling
-
-Rows = Mapping[tuple[int, int], int]  # rows[id(sequence), n] are the logits behind its first n tokens
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,14 @@ def open_expert_lane(
     tail: tuple[int, ...],
     resources: Resources,
     *,
-    decides_at: int | None = None,
+    choice: Choice | None = None,
+    wants_logits: bool = True,
 ) -> Lane:
     """Opens the lane of a pinned expert over prompt and tail, on the base lane's prompt where it can."""
     tokens = [*state.prompt.tokens, *tail]
     if waking.start == 0 or state.base is None:
-        return state.open_lane(waking.expert, slots, waking.start, tokens, resources.prefix, decides_at)
-    return state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks, decides_at)
+        return state.open_lane(waking.expert, slots, waking.start, tokens, resources.prefix, choice, wants_logits)
+    return state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks, choice, wants_logits)
 
 
 def base_is_near(state: SessionState, num_tokens: int, resources: Resources) -> bool:
@@ -117,21 +117,23 @@ class ProbeJob:
             return pinned
         ahead = resources.chosen.among([expert.digest for expert in experts if expert.answers_after_accept])
         for (waking, indicators), slots in zip(self.probes, pinned, strict=True):
-            tail = indicators.accept if waking.expert.digest in ahead else indicators.shared
+            answers = waking.expert.digest in ahead
+            tail = indicators.accept if answers else indicators.shared
             at = len(state.prompt.tokens) + indicators.shared_length
-            self._lanes.append(open_expert_lane(state, waking, slots, tail, resources, decides_at=at))
+            choice = Choice(at, (indicators.accept_token, indicators.reject_token))
+            lane = open_expert_lane(state, waking, slots, tail, resources, choice=choice, wants_logits=answers)
+            self._lanes.append(lane)
         return resources.access
 
-    def take(self, state: SessionState, rows: Rows, logits_WV: Tensor, resources: Resources) -> None:
+    def take(self, state: SessionState, logits: StepLogits, resources: Resources) -> None:
         """Reads the indicator logits of lanes that have come so far; answers when all have."""
-        for lane, (waking, indicators) in zip(self._lanes, self.probes, strict=False):
-            row = rows.get((id(lane.sequence), len(state.prompt.tokens) + indicators.shared_length))
-            if row is not None:
-                pair = logits_WV[row, [indicators.accept_token, indicators.reject_token]].tolist()
-                self._results[waking.expert.digest] = IndicatorLogits(accept=pair[0], reject=pair[1])
-            last = rows.get((id(lane.sequence), len(state.prompt.tokens) + len(indicators.accept)))
-            if last is not None:
-                lane.logits_V = logits_WV[last].clone()
+        for lane, (waking, _) in zip(self._lanes, self.probes, strict=False):
+            choice = logits.choice(lane.sequence)
+            if choice is not None:
+                self._results[waking.expert.digest] = IndicatorLogits(*choice)
+            last_V = logits.behind(lane.sequence)
+            if last_V is not None:
+                lane.logits_V = last_V.clone()
         if len(self._results) == len(self.probes) and not any(lane.sequence.num_pending for lane in self._lanes):
             state.end_job(resources.pool)  # not before: lanes without pins would go on in somebody else's slots
             state.resolve(self.future, [self._results[waking.expert.digest] for waking, _ in self.probes])
@@ -163,12 +165,12 @@ class LogitsJob:
         self._lanes = [base, open_expert_lane(state, self.waking, pinned[0], (), resources)]
         return resources.access
 
-    def take(self, state: SessionState, rows: Rows, logits_WV: Tensor, resources: Resources) -> None:
+    def take(self, state: SessionState, logits: StepLogits, resources: Resources) -> None:
         """Answers once both lanes have come to their end."""
         for index, lane in enumerate(self._lanes):
-            row = rows.get((id(lane.sequence), len(lane.sequence.tokens)))
-            if row is not None:
-                self._rows[index] = logits_WV[row].float().cpu()
+            last_V = logits.behind(lane.sequence)
+            if last_V is not None:
+                self._rows[index] = last_V.float().cpu()
         if len(self._rows) == 2:
             state.end_job(resources.pool)
             for lane in self._lanes:
@@ -192,7 +194,7 @@ class StatesJob:
             self._lane = state.open_watched()
         return resources.access
 
-    def take(self, state: SessionState, rows: Rows, logits_WV: Tensor, resources: Resources) -> None:  # noqa: ARG002
+    def take(self, state: SessionState, logits: StepLogits, resources: Resources) -> None:  # noqa: ARG002
         """Answers once the whole prompt has been computed."""
         if self._lane is None or self._lane.sequence.num_pending:
             return
@@ -325,7 +327,7 @@ class GenerateJob(Answer):
             return open_expert_lane(state, waking, pinned[0], self.accept, resources)
         held.sequence.tokens = [*state.prompt.tokens, *self.accept]
         held.sequence.slots = pinned[0]  # its slots may have changed hands since it was asked
-        held.sequence.decides_at = None
+        held.sequence.choice, held.sequence.wants_logits = None, True
         resources.chosen.note(waking.expert.digest)
         if held.logits_V is None and held.sequence.num_pending == 0:
             held.sequence.computed -= 1  # its logits were not kept, so its last token runs once more

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from server.engine.expert_pool import Access
-from server.engine.jobs import Answer, Resources, Rows, Waking
+from server.engine.jobs import Answer, Resources, Waking
 from server.engine.session_state import Lane, SessionState
+from server.engine.step_logits import StepLogits
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class MixtureJob(Answer):
                 self._lanes.append(state.open_lane(expert, next(slots), start, tokens, resources.prefix))
         return resources.access
 
-    def take_logits(self, rows: Rows, logits_WV: Tensor) -> Tensor | None:
+    def take_logits(self, logits: StepLogits) -> Tensor | None:
         """[V] fp32 of the mixture, once every branch has come to its end; kept in part until then."""
         for index, lane in enumerate(self._lanes):
-            row = rows.get((id(lane.sequence), len(lane.sequence.tokens)))
-            if row is not None:
-                self._logits[index] = logits_WV[row].to(torch.float32, copy=True)
+            last_V = logits.behind(lane.sequence)
+            if last_V is not None:
+                self._logits[index] = last_V.to(torch.float32, copy=True)
         if not self._lanes or len(self._logits) < len(self._lanes):
             return None
         mixed_V = torch.zeros_like(self._logits[0])

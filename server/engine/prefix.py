@@ -24,12 +24,12 @@ class PrefixCache:
     def adopt(self, sequence: Sequence) -> None:
         """Gives a new sequence the blocks of its beginning that are remembered; they count as computed.
 
-        Tokens whose logits are wanted stay to be computed.
+        Tokens behind which logits are wanted stay to be computed.
         """
         if not self._enabled:
             return
         size = self._blocks.block_tokens
-        self._name(sequence, min([len(sequence.tokens), *(count - 1 for count in sequence.wanted)]) // size)
+        self._name(sequence, sequence.num_reusable // size)
         num_found = self._blocks.adopt(sequence.table, sequence.keys)
         del sequence.keys[num_found:]
         sequence.computed = num_found * size

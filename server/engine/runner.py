@@ -1,6 +1,7 @@
 """Turns a step plan into tensors and runs the model once. Knows model and cache; nothing of sessions or sampling."""
 
 from collections.abc import Sequence as Seq
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from server.model.attention import KVGeometry, PagedKV, SegmentSpan, plan_attent
 from server.model.base import Base
 from server.model.fused import FusedDecoder, fusible
 from server.model.generic import GenericDecoder
+from server.model.logits import Logits, Wanted
 from server.model.lora import Blend, LoraArenas, Slots, arena_maker, plan_lora
 from server.model.native import Kernels
 from server.model.states import StateSums
@@ -56,9 +58,10 @@ class Runner:
     def arenas(self) -> LoraArenas:
         return self._decoder.arenas
 
-    def run(self, plan: StepPlan) -> Tensor:
-        """One forward pass; [W, V] logits of all that segments want, in plan order."""
-        spans, tokens, positions, slots_T, wanted = _lay_out(plan.segments)
+    def run(self, plan: StepPlan) -> Logits:
+        """One forward pass; the logits that segments want, in plan order."""
+        spans, tokens, positions, slots_T = _lay_out(plan.segments)
+        wanted = _wanted(spans, plan.segments, self._device)
         copies = [(copy.source, copy.target, copy.num_tokens) for copy in plan.copies]
         watched = [
             (span, segment.sequence.states)
@@ -77,16 +80,16 @@ class Runner:
         tokens: list[int],
         positions: list[int],
         slots_T: Seq[Slots | Blend | None],
-        wanted: list[int],
+        wanted: Wanted,
         copies: Seq[tuple[int, int, int]] = (),
         states: StateSums | None = None,
-    ) -> Tensor:
+    ) -> Logits:
         return self._decoder.forward(
             torch.tensor(tokens, device=self._device),
             torch.tensor(positions, device=self._device),
             plan_attention(spans, self.kv, self._kernels, copies=copies),
             plan_lora(slots_T, device=self._device, native=self._kernels is not None),
-            torch.tensor(wanted, dtype=torch.long, device=self._device),
+            wanted,
             states,
         )
 
@@ -101,8 +104,9 @@ class Runner:
         for start, end in ((0, half), (half, len(tokens))):
             spans = [SegmentSpan(0, end - start, start, blocks)]
             count = end - start
-            logits = self._forward(spans, tokens[start:end], list(range(start, end)), [None] * count, [count - 1])
-        error = float((logits[0].float() - expected).square().mean().sqrt() / expected.std())
+            wanted = _places([count - 1], [], [], self._device)
+            logits = self._forward(spans, tokens[start:end], list(range(start, end)), [None] * count, wanted)
+        error = float((logits.all_WV[0].float() - expected).square().mean().sqrt() / expected.std())
         if not error < _CHECK_TOLERANCE[base.dtype]:
             raise BaseModelError(
                 f"{base.source}: architecture {base.model.config.model_type!r} does not give the same logits here as "
@@ -122,21 +126,37 @@ def _new_decoder(
 
 def _lay_out(
     segments: list[Segment],
-) -> tuple[list[SegmentSpan], list[int], list[int], list[Slots | Blend | None], list[int]]:
-    """Spans, token ids, positions, slots of each step token, and the step tokens whose logits are wanted."""
+) -> tuple[list[SegmentSpan], list[int], list[int], list[Slots | Blend | None]]:
+    """Spans, token ids, positions and slots of each step token."""
     spans: list[SegmentSpan] = []
     tokens: list[int] = []
     positions: list[int] = []
     slots_T: list[Slots | Blend | None] = []
-    wanted: list[int] = []
     for segment in segments:
         count = segment.end - segment.start
         spans.append(SegmentSpan(len(tokens), count, segment.start, segment.sequence.table.blocks))
         tokens += segment.sequence.tokens[segment.start : segment.end]
         positions += range(segment.start, segment.end)
         slots_T += [segment.slots] * count
-        wanted += [len(tokens) - 1 - (segment.end - reached) for reached in segment.wanted]
-    return spans, tokens, positions, slots_T, wanted
+    return spans, tokens, positions, slots_T
+
+
+def _wanted(spans: Seq[SegmentSpan], segments: Seq[Segment], device: torch.device) -> Wanted:
+    placed = list(zip(spans, segments, strict=True))
+    choices = [(span.first_token + s.choice.at - s.start - 1, s.choice.between) for span, s in placed if s.choice]
+    return _places(
+        [span.first_token + span.num_queries - 1 for span, segment in placed if segment.wants_logits],
+        [place for place, _ in choices],
+        [between for _, between in choices],
+        device,
+    )
+
+
+def _places(all_W: list[int], choosing_C: list[int], between_C2: list[tuple[int, int]], device: torch.device) -> Wanted:
+    def tensor(numbers: list[Any]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=device)
+
+    return Wanted(tensor(all_W), tensor(choosing_C), tensor(between_C2).view(-1, 2))
 
 
 def _check_sequence(base: Base) -> list[int]:

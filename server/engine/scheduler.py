@@ -27,7 +27,7 @@ class Sequence:
     activation_start: int | None = None
     computed: int = 0
     wants_logits: bool = True
-    decides_at: int | None = None  # after so many tokens its logits are wanted as well
+    choice: "Choice | None" = None
     digest: str = ""  # of the expert
     keys: list[bytes] = field(default_factory=list)  # of its first blocks, see `prefix`
     fork: "Fork | None" = None
@@ -42,10 +42,20 @@ class Sequence:
         return self.fork is not None and self.fork.parent.computed < self.fork.num_shared
 
     @property
-    def wanted(self) -> list[int]:
-        """After how many tokens logits are wanted, in order."""
-        end = [len(self.tokens)] if self.wants_logits else []
-        return end if self.decides_at in (None, len(self.tokens)) else [self.decides_at, *end]
+    def num_reusable(self) -> int:
+        """How many of its tokens may come from elsewhere: those behind which logits are wanted have to be computed."""
+        ends = [len(self.tokens)] if self.wants_logits else [len(self.tokens) + 1]
+        if self.choice is not None:
+            ends.append(self.choice.at)
+        return min(ends) - 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Behind the first `at` tokens the logits of the tokens `between` are wanted."""
+
+    at: int
+    between: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -79,9 +89,15 @@ class Segment:
     slots: Slots | Blend | None
 
     @property
-    def wanted(self) -> list[int]:
-        """Those token counts whose logits are wanted that this step reaches."""
-        return [count for count in self.sequence.wanted if self.start < count <= self.end]
+    def wants_logits(self) -> bool:
+        """True where all logits behind its last token are wanted."""
+        return self.sequence.wants_logits and self.end == len(self.sequence.tokens)
+
+    @property
+    def choice(self) -> Choice | None:
+        """The sequence's choice, if these tokens come by it."""
+        choice = self.sequence.choice
+        return choice if choice is not None and self.start < choice.at <= self.end else None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from server.engine.kv_cache import BlockPool, BlockTable, Reservation
 from server.engine.outbox import Outbox
 from server.engine.prefix import PrefixCache
 from server.engine.prompt_states import PromptStates
-from server.engine.scheduler import BlockCopy, Fork, Sequence
+from server.engine.scheduler import BlockCopy, Choice, Fork, Sequence
 from server.model.chat import Prompt
 from server.model.lora import Blend, Slots
 
@@ -89,7 +89,8 @@ class SessionState:
         start: int,
         tokens: list[int],
         prefix: PrefixCache,
-        decides_at: int | None = None,
+        choice: Choice | None = None,
+        wants_logits: bool = True,
     ) -> Lane:
         """A fresh lane for a pinned expert that wakes up at token `start`."""
         sequence = Sequence(
@@ -98,7 +99,8 @@ class SessionState:
             slots=slots,
             activation_start=start,
             digest=expert.digest,
-            decides_at=decides_at,
+            choice=choice,
+            wants_logits=wants_logits,
         )
         prefix.adopt(sequence)
         self.asked[expert.digest] = Lane(sequence, expert)
@@ -125,7 +127,8 @@ class SessionState:
         start: int,
         tokens: list[int],
         blocks: BlockPool,
-        decides_at: int | None = None,
+        choice: Choice | None = None,
+        wants_logits: bool = True,
     ) -> Lane:
         """A lane for a pinned expert that shares what the base lane computes, or will, before token `start`."""
         assert self.base is not None, "there is no base lane to fork. This is a bug."
@@ -140,7 +143,8 @@ class SessionState:
             activation_start=start,
             computed=shared,
             digest=expert.digest,
-            decides_at=decides_at,
+            choice=choice,
+            wants_logits=wants_logits,
             fork=Fork(parent, shared, None if copied is None else BlockCopy(*copied, shared % blocks.block_tokens)),
         )
         self.asked[expert.digest] = Lane(sequence, expert)

@@ -23,11 +23,13 @@ from transformers import (
 
 from server.model.attention import AttentionPlan
 from server.model.lent import Counter, lend
+from server.model.logits import Logits, Wanted
 from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
 from server.model.native import Kernels
 from server.model.states import StateSums
 
-# Legend: T tokens in the step, W tokens whose logits are wanted, D head width, F width of the MLP, V vocabulary.
+# Legend: T tokens in the step, N of them with logits that are wanted (W and C, see `logits`), D head width, F width of
+# the MLP, V vocabulary.
 
 _TYPICAL_BATCH = 16  # tokens a step; oneDNN chooses the layout by it
 _FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -129,7 +131,10 @@ class FusedDecoder:
         self._embedding: Tensor = body.embed_tokens.weight.detach()
         self._rotary: nn.Module = body.rotary_emb
         self._norm = _Norm.of(body.norm)
-        self._head = FusedLinear([model.get_output_embeddings()])  # type: ignore[no-untyped-call]
+        head: nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._head = FusedLinear([head])
+        self._head_weight = head.weight.detach()
+        self._head_bias = None if head.bias is None else head.bias.detach()
         self._arenas: list[Arena] = []
         self._layers = []
         for index, layer in enumerate(body.layers):
@@ -164,10 +169,10 @@ class FusedDecoder:
         positions_T: Tensor,
         attention: AttentionPlan,
         lora: LoraPlan | None,
-        wanted_W: Tensor,
+        wanted: Wanted,
         states: StateSums | None = None,
-    ) -> Tensor:
-        """[W, V] logits of the wanted tokens. `states` is told what enters each layer."""
+    ) -> Logits:
+        """The wanted logits. `states` is told what enters each layer."""
         hidden_TI = F.embedding(tokens_T, self._embedding)
         rotation = self._rotation(hidden_TI, positions_T)
         delta_TI: Tensor | None = None
@@ -178,11 +183,22 @@ class FusedDecoder:
             attended = self._attend(index, layer, layer.qkv(x_TI, lora), rotation, attention)
             hidden_TI, x_TI = self._add_norm(hidden_TI, layer.out(attended, lora), layer.mlp_norm)
             delta_TI = layer.down(self._swiglu(layer.gate_up(x_TI, lora)), lora)
-        if not len(wanted_W):
-            return hidden_TI.new_empty(0, 0)
         assert delta_TI is not None, "a decoder has layers. This is a bug."
-        _, x_WI = self._add_norm(hidden_TI[wanted_W], delta_TI[wanted_W], self._norm)
-        return self._head(x_WI)
+        places = torch.cat((wanted.all_W, wanted.choosing_C))
+        if not len(places):
+            return Logits(hidden_TI.new_empty(0, 0), torch.empty(0, 2))
+        _, x_NI = self._add_norm(hidden_TI[places], delta_TI[places], self._norm)
+        all_WI, choosing_CI = x_NI[: len(wanted.all_W)], x_NI[len(wanted.all_W) :]
+        return Logits(
+            self._head(all_WI) if len(all_WI) else hidden_TI.new_empty(0, 0),
+            self._logits_between(choosing_CI, wanted.between_C2),
+        )
+
+    def _logits_between(self, x_CI: Tensor, between_C2: Tensor) -> Tensor:
+        """[C, 2] fp32: two columns of the output layer for each token."""
+        weight_C2I = F.embedding(between_C2, self._head_weight).float()
+        logits_C2 = torch.einsum("ci,cki->ck", x_CI.float(), weight_C2I)
+        return logits_C2 if self._head_bias is None else logits_C2 + self._head_bias[between_C2].float()
 
     def _add_norm(self, hidden_TI: Tensor, delta_TI: Tensor | None, norm: _Norm) -> tuple[Tensor, Tensor]:
         """The sum of both, and that normalised. May reuse the memory of `hidden_TI`."""

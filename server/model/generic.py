@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from server.model.attention import IMPLEMENTATION, AttentionPlan
+from server.model.logits import Logits, Wanted
 from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
 from server.model.states import StateSums, decoder_layers, watched
 
-# Legend: T tokens in the step, I/O input and output width, W tokens whose logits are wanted, V vocabulary.
+# Legend: T tokens in the step, I/O input and output width, N tokens some of whose logits are wanted, V vocabulary.
 
 
 class _Switch:
@@ -63,16 +64,16 @@ class GenericDecoder:
         positions_T: Tensor,
         attention: AttentionPlan,
         lora: LoraPlan | None,
-        wanted_W: Tensor,
+        wanted: Wanted,
         states: StateSums | None = None,
-    ) -> Tensor:
-        """[W, V] logits of the wanted tokens. `states` is told what enters each layer."""
+    ) -> Logits:
+        """The wanted logits. `states` is told what enters each layer."""
         with nullcontext() if states is None else watched(self._layers, states):
-            return self._forward(tokens_T, positions_T, attention, lora, wanted_W)
+            return self._forward(tokens_T, positions_T, attention, lora, wanted)
 
     def _forward(
-        self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionPlan, lora: LoraPlan | None, wanted_W: Tensor
-    ) -> Tensor:
+        self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionPlan, lora: LoraPlan | None, wanted: Wanted
+    ) -> Logits:
         self._switch.plan = lora
         inputs = {
             "input_ids": tokens_T[None],
@@ -80,8 +81,9 @@ class GenericDecoder:
             "use_cache": False,
             "attention_plan": attention,
         }
-        if not len(wanted_W):
+        places = torch.cat((wanted.all_W, wanted.choosing_C))
+        if not len(places):
             self._model.base_model(**inputs)
-            return torch.empty(0, 0)
-        logits_1WV: Tensor = self._model(**inputs, logits_to_keep=wanted_W).logits
-        return logits_1WV[0]
+            return Logits(torch.empty(0, 0), torch.empty(0, 2))
+        logits_1NV: Tensor = self._model(**inputs, logits_to_keep=places).logits
+        return Logits.split(logits_1NV[0], wanted)

@@ -1,7 +1,9 @@
 """Which tokens a step takes, as pure bookkeeping."""
 
+import pytest
+
 from server.engine.kv_cache import BlockTable, Reservation
-from server.engine.scheduler import BlockCopy, Fork, Sequence, plan_step
+from server.engine.scheduler import BlockCopy, Choice, Fork, Sequence, plan_step
 
 
 def sequence(total: int, computed: int = 0, *, start: int | None = None, row: int = 0) -> Sequence:
@@ -47,18 +49,34 @@ def test_logits_are_wanted_only_at_the_end_and_only_where_asked_for() -> None:
     silent = sequence(5)
     silent.wants_logits = False
     plan = plan_step([silent, sequence(5), sequence(50)], budget=20)
-    assert [segment.wanted for segment in plan.segments] == [[], [5], []]
+    assert [segment.wants_logits for segment in plan.segments] == [False, True, False]
 
 
-def test_logits_may_be_wanted_on_the_way_too() -> None:
+def test_two_logits_may_be_wanted_on_the_way_or_instead() -> None:
+    def wanted(budget: int) -> list[tuple[bool, Choice | None]]:
+        return [(s.wants_logits, s.choice) for s in plan_step([probe], budget=budget).segments]
+
     probe = sequence(12, 5)
-    probe.decides_at = 8
-    assert [s.wanted for s in plan_step([probe], budget=50).segments] == [[8, 12]]
-    assert [s.wanted for s in plan_step([probe], budget=3).segments] == [[8]]
+    probe.choice = Choice(8, (3, 4))
+    assert wanted(50) == [(True, probe.choice)]
+    assert wanted(3) == [(False, probe.choice)]
+    assert wanted(2) == [(False, None)]
     probe.computed = 8
-    assert [s.wanted for s in plan_step([probe], budget=50).segments] == [[12]]
-    probe.decides_at = 12
-    assert probe.wanted == [12]
+    assert wanted(50) == [(True, None)]
+    probe.choice, probe.wants_logits = Choice(12, (3, 4)), False
+    assert wanted(50) == [(False, probe.choice)]
+
+
+@pytest.mark.parametrize(
+    ("wants_logits", "at", "expected"),
+    [(True, None, 11), (False, None, 12), (True, 8, 7), (False, 8, 7), (False, 12, 11)],
+)
+def test_tokens_behind_which_logits_are_wanted_cannot_come_from_elsewhere(
+    wants_logits: bool, at: int | None, expected: int
+) -> None:
+    probe = sequence(12)
+    probe.wants_logits, probe.choice = wants_logits, None if at is None else Choice(at, (3, 4))
+    assert probe.num_reusable == expected
 
 
 def forked(parent: Sequence, total: int, shared: int, *, row: int) -> Sequence:

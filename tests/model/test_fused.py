@@ -1,15 +1,18 @@
 """The fused decoder against transformers' own modules, with experts in the batch; and packed against plain products."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from server.model.attention import KVGeometry, PagedKV, SegmentSpan, plan_attention
 from server.model.base import Base, load_base
 from server.model.fused import FusedDecoder, can_pack, fusible, pack, packed_linear
 from server.model.generic import GenericDecoder
+from server.model.logits import Logits, Wanted
 from server.model.lora import AdapterWeights, Slots, Terms, arena_maker, plan_lora
 from server.model.native import Kernels
 from tests.support import tiny
@@ -28,7 +31,18 @@ SPANS = [
 SLOTS_T: list[Slots | None] = [None] * 20 + [EXPERTS[0][0]] * 19 + [EXPERTS[1][0]]
 
 
+WANTED = Wanted(
+    all_W=torch.tensor([19, 37, 38, 39]),
+    choosing_C=torch.tensor([39, 5, 19]),
+    between_C2=torch.tensor([[7, 399], [0, 20], [20, 21]]),
+)
+
+
 def logits(base: Base, *, fused: bool, kernels: Kernels | None = None) -> torch.Tensor:
+    return run(base, fused=fused, kernels=kernels).all_WV.float()
+
+
+def run(base: Base, *, fused: bool, kernels: Kernels | None = None, wanted: Wanted = WANTED) -> Logits:
     like = next(base.model.parameters())
     new_arena = arena_maker(base.spec.linears, num_slots=NUM_SLOTS, slot_rank=SLOT_RANK, like=like, kernels=kernels)
     decoder = (
@@ -56,8 +70,8 @@ def logits(base: Base, *, fused: bool, kernels: Kernels | None = None) -> torch.
             torch.tensor(positions),
             plan_attention(SPANS, kv, kernels),
             plan_lora(SLOTS_T, device=CPU, native=kernels is not None),
-            torch.tensor([19, 37, 38, 39]),
-        ).float()
+            wanted,
+        )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("bf16", 5e-2)])
@@ -86,6 +100,25 @@ def test_kernels_equal_transformers(family: str, kernels: Kernels, tmp_path: Pat
 
     assert error(in_kernels) < 5e-2
     assert error(in_kernels) < 1.2 * error(in_torch)  # fewer roundings, so hardly ever worse
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", FUSIBLE)
+def test_two_logits_are_those_of_the_whole_row(family: str, dtype: str, fused: bool, tmp_path: Path) -> None:
+    folder = tiny.write_base(tmp_path / "base", family)
+
+    def load() -> Base:
+        return load_base(str(folder), dtype=dtype, device="cpu", cache=tmp_path)  # type: ignore[arg-type]
+
+    nothing = torch.empty(0, dtype=torch.long)
+    whole = run(load(), fused=fused, wanted=Wanted(WANTED.choosing_C, nothing, nothing.view(0, 2)))
+    two = run(load(), fused=fused, wanted=replace(WANTED, all_W=nothing))
+    rounding = {"fp32": 1e-5, "bf16": 2.0**-8}[dtype]
+    assert whole.between_C2.shape == (0, 2)
+    assert len(two.all_WV) == 0
+    assert_close(two.between_C2, whole.all_WV.gather(1, WANTED.between_C2).float(), rtol=rounding, atol=rounding)
+    assert_close(run(load(), fused=fused).between_C2, two.between_C2, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("family", sorted({*tiny.FAMILIES} - {*FUSIBLE}))
