@@ -48,6 +48,7 @@ log = structlog.get_logger()
 MAX_RUNNING_REGISTRATIONS = 4
 _RETRY_AFTER_SECONDS = 5
 _SAMPLE = "Hello, what can you do?"
+_EFFECT_TOKENS = 8
 
 
 class EffectEngine(Protocol):
@@ -295,13 +296,19 @@ class Registry:
         return Check(part.check("effect_on_logits"), True, said)
 
     def _sample_prompt(self, candidate: ExpertVersion) -> Prompt:
-        """A prompt that wakes the expert up, whatever its invocation tokens are."""
+        """The end of a prompt, which wakes the expert up whatever its invocation tokens are.
+
+        Every weight has its part in a few tokens already, and those who are being answered wait for each of them.
+        """
         samples = candidate.manifest.samples
         prompt = self._rendered(samples[0] if samples else _SAMPLE)
-        invocation = candidate.invocation_tokens
-        if invocation is None or activation_start(prompt.tokens, invocation) is not None:
-            return prompt
-        return Prompt(tokens=prompt.tokens + invocation, body_length=prompt.body_length)
+        tokens, invocation = prompt.tokens, candidate.invocation_tokens or ()
+        start = activation_start(tokens, invocation) if invocation else None
+        if invocation and start is None:
+            tokens, start = tokens + invocation, len(tokens)
+        first = max(0, len(tokens) - _EFFECT_TOKENS)
+        first = first if start is None else min(first, start)
+        return Prompt(tokens=tokens[first:], body_length=max(0, prompt.body_length - first))
 
 
 _INSPECTED = {

@@ -1,8 +1,9 @@
-"""One expert's weights in memory, byte for byte as its file holds them. Knows PEFT's format; nothing of slots.
+"""One expert's weights in memory, in as many bytes as its file has. Knows PEFT's format; nothing of slots.
 
 The file's own number format takes half the bytes of fp32 for most adapters and loses nothing. The tensors a slot is
 filled from are views of those bytes, made when they are needed: hundreds of tensor objects would weigh as much as a
-small expert itself.
+small expert itself. Only B lies otherwise than in the file: turned as slots hold it, by the thread that reads, since
+reading it against the grain is what takes longest when a slot is filled.
 """
 
 import mmap
@@ -37,6 +38,8 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Module:
+    """`b` is of the matrix once it has been turned, [r, O]."""
+
     path: str
     a: _Piece
     b: _Piece
@@ -45,7 +48,7 @@ class _Module:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """The whole file in a memory map of its own, which goes back to the system with the last view of it."""
+    """The whole file, every B turned, in a memory map of its own, which goes back to the system with the last view."""
 
     data: mmap.mmap
     layout: tuple[_Module, ...]
@@ -55,7 +58,7 @@ class AdapterFile:
         return AdapterWeights({module.path: self._terms(module) for module in self.layout})
 
     def _terms(self, module: _Module) -> Terms:
-        return Terms(module.a.of(self.data), module.b.of(self.data).T, module.scaling)
+        return Terms(module.a.of(self.data), module.b.of(self.data), module.scaling)
 
 
 def read_adapter_file(folder: Path) -> AdapterFile:
@@ -67,7 +70,7 @@ def read_adapter_file(folder: Path) -> AdapterFile:
         layout = _shared(tuple(_layout(folder)))
     except (KeyError, IndexError) as error:
         raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: it lacks {error}, so it was damaged or changed") from error
-    file = AdapterFile(_copy(folder / WEIGHTS_FILE), layout)
+    file = AdapterFile(_turned(_copy(folder / WEIGHTS_FILE), layout), layout)
     for terms in file.weights().terms.values():
         if not bool((terms.b.float() * terms.scaling).isfinite().all()):
             raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: its scaled weights are not finite: lower lora_alpha")
@@ -76,10 +79,10 @@ def read_adapter_file(folder: Path) -> AdapterFile:
 
 def _layout(folder: Path) -> Iterator[_Module]:
     config = read_config(folder)
-    pieces = {
-        tensor.key: _Piece(tensor.offset_bytes, _DTYPES[tensor.dtype], (tensor.shape[0], tensor.shape[1]))
-        for tensor in read_header(folder / WEIGHTS_FILE)
-    }
+    pieces = {}
+    for tensor in read_header(folder / WEIGHTS_FILE):
+        rows, columns = tensor.shape if tensor.key.endswith(_A_END) else reversed(tensor.shape)
+        pieces[tensor.key] = _Piece(tensor.offset_bytes, _DTYPES[tensor.dtype], (rows, columns))
     for key, a in pieces.items():
         if key.endswith(_A_END):
             path = key.removeprefix(_PREFIX).removesuffix(_A_END)
@@ -90,6 +93,14 @@ def _layout(folder: Path) -> Iterator[_Module]:
 def _shared(layout: tuple[_Module, ...]) -> tuple[_Module, ...]:
     """One object for all experts of the same shape, of which there may be thousands."""
     return layout
+
+
+def _turned(data: mmap.mmap, layout: tuple[_Module, ...]) -> mmap.mmap:
+    """The same bytes with every B [O, r], as files hold it, as [r, O] in its place."""
+    for module in layout:
+        b_rO = module.b.of(data)
+        b_rO.copy_(b_rO.view(b_rO.shape[::-1]).T.clone())
+    return data
 
 
 def _copy(path: Path) -> mmap.mmap:

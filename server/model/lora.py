@@ -263,14 +263,16 @@ class Arena:
         for part, path in enumerate(self.paths):
             terms = weights.terms.get(path)
             if terms is not None:
-                self.a[slots.start : slots.stop, part] = self._split(terms.a, slots)
-                self.b[part][slots.start : slots.stop] = self._split(terms.b.float() * terms.scaling, slots)
+                self._write_part(slots, part, terms)
                 self._users.add(slots.start)
 
-    def _split(self, term: Tensor, slots: Slots) -> Tensor:
-        """[r, width] as [slots, slot_rank, width], zeros behind the last row."""
-        missing = len(slots) * self._rank - term.shape[0]
-        return pad(term, (0, 0, 0, missing)).view(len(slots), self._rank, -1)
+    def _write_part(self, slots: Slots, part: int, terms: Terms) -> None:
+        """In few operations, each rounding once: an expert has hundreds of linears, and everybody waits meanwhile."""
+        b_rO = self.b[part][slots.start : slots.stop].flatten(0, 1)[: len(terms.b)]
+        torch.mul(terms.b if terms.b.dtype == b_rO.dtype else terms.b.float(), terms.scaling, out=b_rO)
+        missing = len(slots) * self._rank - len(terms.a)
+        a_mI = pad(terms.a, (0, 0, 0, missing)) if missing else terms.a
+        self.a[slots.start : slots.stop, part] = a_mI.view(len(slots), self._rank, -1)
 
     def erase(self, slots: Slots) -> None:
         """Empties the slots, where anything is in them."""
