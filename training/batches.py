@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypedDict
 
 import torch
@@ -14,6 +15,7 @@ from training.data import Example
 # N rows, P prompt tokens computed without gradients (padded on the left), S tokens trained through (padded on the
 # right), L labelled positions.
 _PASS_COST = 300  # tokens that take as long as the fixed cost of one more forward and backward pass (2 CPU cores, 135M)
+_PART_TOKENS = 1024  # trained through at once, padding included; until its backward pass each takes 2 MB with 135M
 _LENGTH_POOL = 8  # steps whose rows are sorted by length together: less padding, still random enough
 
 
@@ -97,7 +99,7 @@ class Collator:
         num_others = sum(len(e.tokens) - e.target_start - 1 for e in examples)
         decision = self.decision_weight / len(examples)
         return Step(
-            parts=[self.part(group, decision=decision, other=1.0 / num_others) for group in groups],
+            parts=[part for group in groups for part in self.parts(group, decision=decision, other=1.0 / num_others)],
             ids=[e.row.id for e in examples],
             num_tokens=sum(len(e.tokens) for e in examples),
         )
@@ -114,6 +116,13 @@ class Collator:
         starts = [e.frozen_length if self.activated else 0 for e in examples]
         trained = max(len(e.tokens) - start for e, start in zip(examples, starts, strict=True))
         return len(examples) * (max(starts) - self.num_shared + 3 * trained)
+
+    def parts(self, examples: Sequence[Example], *, decision: float, other: float) -> list[Part]:
+        """In as few parts of nearly equal size as _PART_TOKENS allow."""
+        widest = max(len(e.tokens) - (e.frozen_length if self.activated else 0) for e in examples)
+        num_parts = -(-len(examples) // max(1, _PART_TOKENS // widest))
+        bounds = [round(i * len(examples) / num_parts) for i in range(num_parts + 1)]
+        return [self.part(examples[a:b], decision=decision, other=other) for a, b in pairwise(bounds)]
 
     def part(self, examples: Sequence[Example], *, decision: float = 1.0, other: float = 1.0) -> Part:
         """Tensors of the examples; labels in the examples' order, every target token one, weighed as given."""

@@ -1,7 +1,7 @@
 """L2R's gates while they are trained: noise, temperature, steps, losses through a composed model. Knows no files."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -84,10 +84,10 @@ class RouterRunner:
         self._states_PLD = states_PLD
         self._pad = pad
 
-    def step_loss(self, step: RouterStep) -> Tensor:
-        """Mean cross entropy over the answers' tokens; gradients reach the gates alone."""
+    def step_losses(self, step: RouterStep) -> Iterator[Tensor]:
+        """Mean cross entropy over the answers' tokens, as one term; gradients reach the gates alone."""
         weight_NLE = self._network(self._states_PLD[step["place_N"]], step["tau"])
-        return self._losses(step, weight_NLE).mean()
+        yield self._losses(step, weight_NLE).mean()
 
     def step(self, examples: Sequence[Example], places: Sequence[int], tau: float) -> RouterStep:
         """Tensors of some examples."""

@@ -1,7 +1,7 @@
 """Walks through a plan of steps with transformers' Trainer, resumably. Knows no recipe and no data files."""
 
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -29,9 +29,13 @@ class LoopOptions:
 
 
 class StepLoss(Protocol):
-    """What is to become small; a `SuffixRunner` for adapters, or one with a penalty."""
+    """What is to become small; a `SuffixRunner` for adapters, or one with a penalty.
 
-    def step_loss(self, step: Any) -> Tensor: ...
+    The loss of a step is the sum of its terms. Each is computed when the one before has gone backward, so that only one
+    is in memory.
+    """
+
+    def step_losses(self, step: Any) -> Iterator[Tensor]: ...
 
 
 def run_plan(
@@ -109,19 +113,20 @@ class _PlanTrainer(Trainer):
         return super().create_optimizer(model)
 
     @override
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        step = cast(Step, inputs)
-        loss = self._runner.step_loss(step)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise Diverged(_divergence(f"the loss became {value}", self.state, f"rows {', '.join(step['ids'])}"))
-        self._observer.step(loss=value, tokens=step["num_tokens"])
+        """Gradients of the step's loss into the parameters; returns the loss."""
+        model.train()
+        step = cast(Step, self._prepare_inputs(inputs))
+        loss = torch.zeros((), device=self.args.device)
+        for term in self._runner.step_losses(step):
+            loss += term.detach()
+            if not math.isfinite(loss.item()):
+                where = f"rows {', '.join(step['ids'])}"
+                raise Diverged(_divergence(f"the loss became {loss.item()}", self.state, where))
+            self.accelerator.backward(term)  # type: ignore[no-untyped-call]
+        self._observer.step(loss=loss.item(), tokens=step["num_tokens"])
         return loss
 
     @override

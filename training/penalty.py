@@ -4,7 +4,7 @@ loss + strength / 2 * sum_i F_i * (theta_i - theta_o_i)^2        L2: every F_i i
 EWC: F_i is the mean over rows of (d log p(answer | prompt) / d theta_i)^2, at theta_o; tasks' F are summed
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,9 @@ class Penalised:
         self._strength = strength
         self._importance = importance
 
-    def step_loss(self, step: Step) -> Tensor:
-        return self._loss.step_loss(step) + self.penalty()
+    def step_losses(self, step: Step) -> Iterator[Tensor]:
+        yield from self._loss.step_losses(step)
+        yield self.penalty()
 
     def penalty(self) -> Tensor:
         terms = [self._term(name, parameter) for name, parameter in self._trained.items()]
@@ -52,7 +53,8 @@ def fisher(
         model.zero_grad()
         part = collator.part([example])
         step = Step(parts=[part], ids=[example.row.id], num_tokens=len(example.tokens))
-        loss.step_loss(step).backward()  # type: ignore[no-untyped-call]
+        for term in loss.step_losses(step):
+            term.backward()  # type: ignore[no-untyped-call]
         for name, parameter in trained.items():
             if parameter.grad is not None:
                 found[name] += parameter.grad.square() / len(examples)

@@ -4,7 +4,7 @@ An activated expert leaves the keys and values of the prompt as the base compute
 base alone, without gradients, and only the suffix is trained through: exact, and a fraction of the cost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,9 +32,9 @@ class SuffixRunner:
         self._num_shared = len(shared)
         self._shared = self._keys_and_values(shared) if shared else ()
 
-    def step_loss(self, step: Step) -> Tensor:
-        """Weighted cross entropy over the step's parts."""
-        return torch.stack([self._part_loss(part) for part in step["parts"]]).sum()
+    def step_losses(self, step: Step) -> Iterator[Tensor]:
+        """Weighted cross entropy of the step's parts, one after the other."""
+        return map(self._part_loss, step["parts"])
 
     def label_logits(self, part: Part) -> Tensor:
         """[L, V] fp32, only where labels are: with a large vocabulary the head is the largest single cost."""

@@ -91,7 +91,7 @@ class AnswerFormat:
 
 @dataclass(frozen=True)
 class AnswerCollator:
-    """Pads the rows of a step into one part whose loss is the mean over all labels."""
+    """Pads the rows of a step; their loss is the mean over all labels."""
 
     pad: int
     activated: bool = False
@@ -101,7 +101,7 @@ class AnswerCollator:
         weight = 1.0 / sum(len(e.tokens) - e.target_start for e in examples)
         collator = Collator(activated=self.activated, decision_weight=1.0, pad=self.pad)
         return Step(
-            parts=[collator.part(examples, decision=weight, other=weight)],
+            parts=collator.parts(examples, decision=weight, other=weight),
             ids=[e.row.id for e in examples],
             num_tokens=sum(len(e.tokens) for e in examples),
         )

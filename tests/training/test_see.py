@@ -18,6 +18,7 @@ from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
 from server.model.feature import PromptFeature
 from tests.support.tiny import write_base
+from training import batches
 from training.batches import Collator, Step, StepRows
 from training.calibrate import TOLERANCE, at_threshold, calibrate, sigmoid
 from training.data import DataFile, Encoder, Row
@@ -137,6 +138,7 @@ def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("part_tokens", [1024, 40])
 @pytest.mark.parametrize(
     ("family", "kind", "attention", "shares"),
     [
@@ -147,8 +149,15 @@ def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
     ],
 )
 def test_loss_and_gradients_are_those_of_pefts_full_forward(
-    tmp_path: Path, family: str, kind: Kind, attention: str, shares: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    kind: Kind,
+    attention: str,
+    shares: bool,
+    part_tokens: int,
 ) -> None:
+    monkeypatch.setattr(batches, "_PART_TOKENS", part_tokens)
     folder = write_base(tmp_path, family)
     chat = ChatFormat(load(folder).tokenizer)
     encoder = Encoder(chat, chat.indicator_tokens(Indicators()), eos=1, max_tokens=512)
@@ -159,12 +168,15 @@ def test_loss_and_gradients_are_those_of_pefts_full_forward(
     shared = examples.accepted[0].tokens[:3] if shares else ()
     step = Collator(activated=kind == "alora", decision_weight=1.5, pad=1, num_shared=len(shared)).collate(examples)
 
+    assert (len(step["parts"]) > 2) == (part_tokens == 40)
     expected_model = adapted(folder, kind, chat.generation_prompt, attention)
     expected = plain_loss(expected_model, examples, step)
     expected.backward()
     model = adapted(folder, "lora", (), attention)
-    loss = SuffixRunner(model, shared).step_loss(step)
-    loss.backward()
+    loss = torch.zeros(())
+    for term in SuffixRunner(model, shared).step_losses(step):
+        term.backward()
+        loss += term.detach()
 
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     wanted = gradients(expected_model)

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,11 +18,16 @@ import torch
 from transformers.utils import logging
 
 from server.model.base import Base, load_base
+from training.errors import TrainingError
 
 _FORMAT = 1  # raised where the same inputs no longer give the same result
 _DONE = "done.json"
 _SPENT = "spent.json"
 _NOTE_EVERY_SECONDS = 5.0
+
+
+class UnitFailed(TrainingError):
+    """A unit could not be made, through no fault of its own."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +151,21 @@ class Workshop:
                 for future in finished:
                     future.result()
                     on_done(working.pop(future))
+            except BrokenProcessPool as error:
+                raise UnitFailed(
+                    f"a training process was ended from outside, for want of memory perhaps (each takes up to 3 GB): "
+                    f"free some or say --jobs {max(1, len(working) - 1)}; what is done is kept"
+                ) from error
             except BaseException:
                 executor.shutdown(cancel_futures=True)
                 raise
 
 
 def processes(count: int) -> ProcessPoolExecutor:
-    """Where units are made: so many processes of one thread each, none of which inherits a loaded model."""
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_set_up_process)
+    """Where units are made: so many at a time, each in a process of its own with one thread, so that nothing of one
+    stays in memory while the next is made."""
+    context = get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_set_up_process, max_tasks_per_child=1)
 
 
 def _set_up_process() -> None:

@@ -1,5 +1,6 @@
 """L2 and EWC: values and gradients against their formulas."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ class Quadratic:
     def __init__(self, layer: nn.Linear) -> None:
         self._layer = layer
 
-    def step_loss(self, step: Step) -> Tensor:  # noqa: ARG002
-        return self._layer.weight.square().sum()
+    def step_losses(self, step: Step) -> Iterator[Tensor]:  # noqa: ARG002
+        yield self._layer.weight.square().sum()
 
 
 @pytest.mark.parametrize("weighed", [False, True])
@@ -37,7 +38,8 @@ def test_value_and_gradient_are_those_of_the_formula(weighed: bool) -> None:
     loss = Penalised(Quadratic(layer), layer, strength=3.0, importance=importance)
     assert float(loss.penalty().detach()) == 0
     layer.weight.data += torch.randn(2, 3)
-    loss.step_loss(STEP).backward()
+    for term in loss.step_losses(STEP):
+        term.backward()
     weight = layer.weight.detach()
     factor = importance["weight"] if importance else torch.ones(2, 3)
     torch.testing.assert_close(loss.penalty().detach(), 1.5 * (factor * (weight - origin) ** 2).sum())

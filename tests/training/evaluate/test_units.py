@@ -1,6 +1,8 @@
 """Units are made once, after their parents, and go on where they were cut off."""
 
 import json
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ import pytest
 from training.evaluate.adapters import ADAPTER, SeeExpert, TunedLora
 from training.evaluate.budget import BUDGETS
 from training.evaluate.stream import Sample
-from training.evaluate.units import BaseSource, Spent, Unit, Workshop
+from training.evaluate.units import BaseSource, Spent, Unit, UnitFailed, Workshop, processes
 
 BUDGET = replace(BUDGETS["small"], rank=2, epochs=2, batch_size=4)
 
@@ -41,6 +43,14 @@ class Sum:
             raise RuntimeError("broken")
         before = [json.loads((parent / "sum.json").read_text()) for parent in parents]
         (folder / "sum.json").write_text(json.dumps(self.value + sum(before)))
+
+
+@dataclass(frozen=True, eq=False)
+class Fatal(Sum):
+    """Ends its process, as the system does that wants its memory."""
+
+    def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:  # noqa: ARG002
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run(workshop: Workshop, *units: Unit) -> list[Unit]:
@@ -121,3 +131,8 @@ def test_an_adapter_that_was_cut_off_goes_on_to_the_same_weights(
     first, second = ((folder / ADAPTER / "adapter_model.safetensors").read_bytes() for folder in folders)
     assert first == second
     assert rest.seconds() > 0
+
+
+def test_a_process_that_is_killed_ends_the_run_in_words(workshop: Workshop) -> None:
+    with processes(1) as executor, pytest.raises(UnitFailed, match=r"memory.*--jobs 1"):
+        workshop.run([Fatal(1)], executor, on_done=lambda _: None)
