@@ -93,7 +93,8 @@ class Query:
     """Who is to answer what. `expert` is a reference and settles it; else the router does.
 
     `shortlist` is how many experts the chain may ask beside those without a profile; 0 is all. `shadow` are routers to
-    be scored beside the one that decides. `gradient_experts` is how many the gradient router mixes, None as it is set.
+    be scored beside the one that decides. `gradient_experts` is how many the gradient router mixes,
+    `gradient_base_weight` what its base adapter weighs; None as it is set.
     """
 
     prompt: tuple[Message, ...] | RawPrompt
@@ -102,6 +103,7 @@ class Query:
     shortlist: int
     shadow: tuple[ScoringRouter, ...] = ()
     gradient_experts: int | None = None
+    gradient_base_weight: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +228,8 @@ class Service:
         catalog = self._catalog()
         named = _resolve(catalog, query.expert) if query.expert is not None else None
         plan = self._routers[query.router].plan(catalog) if named is None and query.router != "none" else None
-        if isinstance(plan, GradientPlan) and query.gradient_experts is not None:
-            plan = replace(plan, num_experts=query.gradient_experts)
+        if isinstance(plan, GradientPlan):
+            plan = plan.wanted(query.gradient_experts, query.gradient_base_weight)
         return _Case(query.router, catalog, named, plan, ShadowPlans.of(query.shadow, self._routers, catalog))
 
     async def _open(self, case: "_Case", prompt: Prompt, max_new_tokens: int) -> "tuple[_Case, EngineSession]":

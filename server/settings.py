@@ -27,6 +27,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 MAX_SHORTLIST = 4096
 MAX_GRADIENT_EXPERTS = 16
+MAX_BASE_WEIGHT = 10
 
 Directory = Annotated[Path, AfterValidator(Path.expanduser)]
 
@@ -109,7 +110,7 @@ class Settings(BaseSettings):
     gradient_base_weight: float | None = Field(
         None,
         ge=0,
-        le=10,
+        le=MAX_BASE_WEIGHT,
         description="Weight of the base adapter in the gradient router's mixtures; by default 1 / experts of the pool.",
     )
     max_body_bytes: ByteSize = Field(

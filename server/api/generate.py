@@ -83,6 +83,7 @@ async def route(
         shortlist=serving.shortlist(body.shortlist),
         shadow=_shadow(body, serving),
         gradient_experts=body.gradient_experts,
+        gradient_base_weight=body.gradient_base_weight,
     )
     return route_response(await until_disconnected(request.receive, serving.service.route(query)))
 
@@ -115,6 +116,7 @@ def _generation_query(body: GenerateRequest, serving: Serving) -> GenerationQuer
         shortlist=serving.shortlist(body.shortlist),
         shadow=_shadow(body, serving),
         gradient_experts=body.gradient_experts,
+        gradient_base_weight=body.gradient_base_weight,
         sampling=_sampling(body, serving),
         stops=tuple(body.stop),
         refuse_fallback=body.fallback == "refuse",

@@ -13,7 +13,7 @@ from expert_store import Indicators, Kind, Training
 from server.model.sampling import Sampling
 from server.routing.base import Reason, RouterName, ScoringRouter
 from server.service import FinishReason
-from server.settings import MAX_GRADIENT_EXPERTS, MAX_SHORTLIST
+from server.settings import MAX_BASE_WEIGHT, MAX_GRADIENT_EXPERTS, MAX_SHORTLIST
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
@@ -91,6 +91,13 @@ class PromptRequest(RequestModel):
         ge=1,
         le=MAX_GRADIENT_EXPERTS,
         description="Let the gradient router mix so many experts, the nearest ones. Default: the server's setting.",
+    )
+    gradient_base_weight: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_BASE_WEIGHT,
+        description="What the base adapter weighs in the gradient router's mixture, where the experts weigh 1 "
+        "together; 0 leaves it out. Default: the server's setting.",
     )
     shadow: tuple[ScoringRouter, ...] = Field(
         (), max_length=3, description="Routers to score for the same prompt, without acting on what they say."

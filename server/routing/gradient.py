@@ -10,7 +10,7 @@ one version that bears the alias `gradient-base`, which is the base adapter.
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -142,13 +142,21 @@ class GradientPlan:
     base_weight: float | None
     catalog_generation: int
 
+    def wanted(self, num_experts: int | None, base_weight: float | None) -> "GradientPlan":
+        """With what a request wants otherwise; None is as it is set."""
+        return replace(
+            self,
+            num_experts=self.num_experts if num_experts is None else num_experts,
+            base_weight=self.base_weight if base_weight is None else base_weight,
+        )
+
     @property
     def readable(self) -> Sequence[ExpertVersion]:
         return (self.pool.base, *self.pool.experts)
 
     def branches(self, shortlist: Shortlist | None) -> Branches:  # noqa: ARG002 - nobody is asked
-        """The base adapter and the experts answer side by side."""
-        return Branches(mixed=1 + min(self.num_experts, len(self.pool.experts)))
+        """The base adapter, unless it weighs nothing, and the experts answer side by side."""
+        return Branches(mixed=(self.base_weight != 0) + min(self.num_experts, len(self.pool.experts)))
 
     async def route(self, prompt: Prompt, session: Prober, shortlist: Shortlist | None) -> Decision:  # noqa: ARG002
         """Raises InvalidRequest where the prompt has no gradient, NonFiniteGradient."""

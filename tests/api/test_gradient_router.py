@@ -73,11 +73,19 @@ async def test_a_registered_pool_is_ready_and_routes_by_topic(world: App, pool: 
     assert world.engine.sessions[-1].branches.mixed == 3
 
 
-async def test_the_request_says_how_many_are_mixed(world: App, pool: dict[str, Path]) -> None:
+async def test_the_request_says_how_many_are_mixed_and_what_the_base_adapter_weighs(
+    world: App, pool: dict[str, Path]
+) -> None:
     await register_all(world, pool)
     body = {"prompt": TOPICS["pool-1"], "router": "gradient", "gradient_experts": 1}
     routing = (await world.ask("POST", "/route", body)).json()["routing"]
     assert [(share["expert"], share["weight"]) for share in routing["experts"]] == [("pool-1", 1.0)]
+    assert world.engine.sessions[-1].branches.mixed == 2
+    await world.ask("POST", "/route", {**body, "gradient_base_weight": 0})
+    assert world.engine.sessions[-1].branches.mixed == 1, "the base adapter takes no part"
+    for weight in (-1, 11, "much"):
+        refused = await world.ask("POST", "/route", {**body, "gradient_base_weight": weight})
+        assert (refused.status, refused.json()["error"]["param"]) == (422, "gradient_base_weight")
     refused = await world.ask("POST", "/route", {**body, "gradient_experts": 17})
     assert (refused.status, refused.json()["error"]["param"]) == (422, "gradient_experts")
 
