@@ -10,13 +10,14 @@ Each of the C + 1 adapters and each chunk of features is a piece of its own, whi
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import set_seed
@@ -33,7 +34,7 @@ from expert_store import (
     digest_adapter,
 )
 from server.model.base import Base
-from server.model.chat import ChatFormat, Prompt
+from server.model.chat import ChatFormat
 from server.model.feature import PromptFeature
 from server.model.gradient import FEATURE, GradientFeature, GradientRunner
 from server.model.sketch import DEFAULT_WIDTH, Projection
@@ -169,22 +170,42 @@ def _train_base_adapter(run: _Run) -> None:
 
 def _cluster(run: _Run) -> tuple[Origin, Clusters, Vector]:
     """The clusters, found now or before, and all features [N, D]. Raises InvalidRun for those of another adapter."""
+    options = run.options
     adapter = run.out / BASE_FOLDER
-    projection = Projection(run.options.width, run.options.seed)
-    origin = Origin(run.base.spec.fingerprint, digest_adapter(adapter), FEATURE, projection.seed)
-    feature = GradientFeature(GradientRunner(run.base, run.chat), adapter, projection)
-    prompts = [_prompt(run.chat, example) for example in run.examples]
+    origin = origin_of(run.base.spec.fingerprint, adapter, seed=options.seed)
     folder = run.out / _FEATURES / origin.base_adapter.removeprefix("sha256:")[:16]
-    features_ND = compute_features(feature, prompts, folder=folder, observer=run.observer)
+    prompts = [example.row.input for example in run.examples]
+    features_ND = measure_prompts(
+        run.base, run.chat, adapter, prompts, Projection(options.width, options.seed), folder, run.observer
+    )
     path = run.out / FEATURE_FILE
     if path.exists():
         return origin, read_clusters(path, origin), features_ND
-    options = run.options
     clusters = cluster_rows(
         features_ND, options.clusters, how=options.clustering, sample=options.sample, seed=options.seed
     )
-    _write_clusters(path, clusters, origin)
+    write_clusters(path, clusters, origin)
     return origin, clusters, features_ND
+
+
+def origin_of(base_fingerprint: str, adapter: Path, *, seed: int) -> Origin:
+    """What gradients through the adapter in a folder can be compared with; `seed` is the projection's."""
+    return Origin(base_fingerprint, digest_adapter(adapter), FEATURE, seed)
+
+
+def measure_prompts(
+    base: Base,
+    chat: ChatFormat,
+    adapter: Path,
+    prompts: Sequence[str],
+    projection: Projection,
+    folder: Path,
+    observer: RunObserver,
+) -> Vector:
+    """[N, D]: every prompt's gradient through the adapter. `folder` keeps them, for this adapter and these prompts."""
+    feature = GradientFeature(GradientRunner(base, chat), adapter, projection)
+    rendered = [chat.render([{"role": "user", "content": prompt}]) for prompt in prompts]
+    return compute_features(feature, rendered, folder=folder, observer=observer)
 
 
 def read_clusters(path: Path, origin: Origin) -> Clusters:
@@ -198,7 +219,7 @@ def read_clusters(path: Path, origin: Origin) -> Clusters:
     return clusters
 
 
-def _write_clusters(path: Path, clusters: Clusters, origin: Origin) -> None:
+def write_clusters(path: Path, clusters: Clusters, origin: Origin) -> None:
     writing = path.with_suffix(".writing")
     tensors: dict[str, NDArray[Any]] = {"cluster": clusters.cluster_N, "centroids": clusters.centroids_CD}
     save_file(tensors, writing, metadata=_origin_strings(origin))
@@ -235,31 +256,45 @@ def _train_expert(run: _Run, origin: Origin, clusters: Clusters, features_ND: Ve
 
 
 def _tune_piece(run: _Run, examples: Sequence[Example], folder: Path, *, epochs: int, start: Path | None) -> None:
-    """Trains one adapter, leaves PEFT's two files in `folder`, and the base as it was."""
     options = run.options
-    set_seed(options.seed)
-    if start is None:
+    tuning = TuningOptions(**{**{name: getattr(options, name) for name in _TUNING}, "epochs": epochs})
+
+    def adapted() -> PeftModel:
+        if start is not None:
+            return continued_adapter(run.base, start)
         alpha = options.alpha or 2 * options.rank
-        model = fresh_adapter(run.base, rank=options.rank, alpha=alpha, targets=options.targets)
-    else:
-        model = continued_adapter(run.base, start)
+        return fresh_adapter(run.base, rank=options.rank, alpha=alpha, targets=options.targets)
+
+    tune_adapter(run.base, adapted, examples, tuning, folder=folder, observer=run.observer)
+
+
+def tune_adapter(
+    base: Base,
+    adapted: Callable[[], PeftModel],
+    examples: Sequence[Example],
+    tuning: TuningOptions,
+    *,
+    folder: Path,
+    observer: RunObserver,
+) -> None:
+    """Trains one adapter, leaves PEFT's two files in `folder`, and the base as it was. Goes on from its checkpoints.
+
+    `adapted` puts the adapter into the base, once the seed is set.
+    """
+    set_seed(tuning.seed)
+    model = adapted()
     try:
-        tuning = TuningOptions(**{**{name: getattr(options, name) for name in _TUNING}, "epochs": epochs})
-        steps = plan(examples, tuning, pad=run.base.tokenizer.eos_token_id)
+        steps = plan(examples, tuning, pad=base.tokenizer.eos_token_id)
         checkpoints = folder / CHECKPOINTS
         checkpoints.mkdir(parents=True, exist_ok=True)
-        tune(model, SuffixRunner(model), steps, tuning, checkpoints=checkpoints, resume=True, observer=run.observer)
-        save_adapter(model, run.base, folder, invocation_tokens=None)
+        tune(model, SuffixRunner(model), steps, tuning, checkpoints=checkpoints, resume=True, observer=observer)
+        save_adapter(model, base, folder, invocation_tokens=None)
         shutil.rmtree(checkpoints)
     finally:
         model.unload()
 
 
 _TUNING = tuple(TuningOptions.__dataclass_fields__)
-
-
-def _prompt(chat: ChatFormat, example: Example) -> Prompt:
-    return chat.render([{"role": "user", "content": example.row.input}])
 
 
 def _nearest_samples(examples: Sequence[Example], cosines: Vector) -> tuple[str, ...]:

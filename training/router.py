@@ -137,7 +137,7 @@ def train_router(
 
     states_PLD = mean_states(base.model, [e.tokens[: e.frozen_length] for e in [*kept, *held_out]])
     board = Board()
-    compose(base.model, data.experts, board)
+    compose(base.model, [expert.folder for expert in data.experts], board)
     network = TrainedGates(len(data.experts), states_PLD[: len(kept)], options.gates).to(base.device)
     runner = RouterRunner(base.model, network, board, states_PLD.to(base.device), pad=base.tokenizer.eos_token_id)
     steps = RouterSteps(
