@@ -1,4 +1,4 @@
-"""Units that train one adapter: a SEE expert, or a LoRA fresh, continued, held back by a penalty or averaged.
+"""Units that train one adapter: a SEE expert, a gate, or a LoRA fresh, continued, held back by a penalty or averaged.
 
 Knows no methods and no server."""
 
@@ -21,11 +21,12 @@ from training.data import DataFile, Example
 from training.evaluate.budget import Budget
 from training.evaluate.stream import Sample, digest_samples
 from training.evaluate.units import BaseSource, Spent, Unit
+from training.gate import GateOptions, read_parent, train_gate
 from training.loop import StepLoss
 from training.output import CHECKPOINTS, save_adapter
 from training.penalty import Penalised, fisher
 from training.see import SeeOptions, train_see
-from training.selection import About, read_data
+from training.selection import About, SelectionData, Wake, read_data
 from training.suffix import SuffixRunner
 from training.tuning import AnswerFormat, continued_adapter, fresh_adapter, plan, tune
 
@@ -43,30 +44,31 @@ class SeeExpert:
     kind: Literal["alora", "lora"]
     budget: Budget
     seed: int
+    wake: Wake = "prompt"
     parents: tuple[Unit, ...] = ()
 
     @property
     def name(self) -> str:
-        return f"see-{self.kind}-{self.task}"
+        return f"see-{'late' if self.wake == 'indicator' else self.kind}-{self.task}"
 
     @property
     def cost(self) -> int:
-        return _cost((*self.own, *self.negatives), self.budget)
+        return training_cost((*self.own, *self.negatives), self.budget)
 
     def identity(self) -> Mapping[str, Any]:
         data = {"own": digest_samples(self.own), "negatives": digest_samples(self.negatives)}
-        return {**data, **_trained(self.budget), "kind": self.kind, "seed": self.seed}
+        late = {"wake": self.wake} if self.wake != "prompt" else {}
+        return {**data, **trained_by(self.budget), "kind": self.kind, "seed": self.seed, **late}
 
     def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:  # noqa: ARG002
         out = folder / ADAPTER
         if (out / MANIFEST_FILE).exists():
             return
-        own = _write_rows(folder / "own.jsonl", self.own)
-        negatives = _write_rows(folder / "negatives.jsonl", self.negatives)
-        data = read_data(own, (negatives,), answers=True, held_out_own=None, held_out_negatives=None)
+        data = _selection_data(folder, self.own, self.negatives, answers=True)
         tuning = self.budget.tuning(self.seed)
         options = SeeOptions(
             kind=self.kind,
+            wake=self.wake,
             rank=self.budget.rank,
             epochs=tuning.epochs,
             learning_rate=tuning.learning_rate,
@@ -75,6 +77,50 @@ class SeeExpert:
         )
         resume = (out / CHECKPOINTS).exists()
         train_see(base.load(), data, options, About(), out=out, resume=resume, observer=spent)
+
+
+@dataclass(frozen=True, eq=False)
+class GatedLora:
+    """A plain LoRA trained by itself, with a gate that accepts and rejects for it (training/gate.py)."""
+
+    task: str
+    lora: "TunedLora"
+    own: tuple[Sample, ...]
+    negatives: tuple[Sample, ...]
+    budget: Budget
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"gated-{self.task}"
+
+    @property
+    def parents(self) -> "tuple[TunedLora, ...]":
+        return (self.lora,)
+
+    @property
+    def cost(self) -> int:
+        return training_cost((*self.own, *self.negatives), self.budget)
+
+    def identity(self) -> Mapping[str, Any]:
+        data = {"own": digest_samples(self.own), "negatives": digest_samples(self.negatives)}
+        return {**data, **trained_by(self.budget), "rank": GateOptions().rank, "seed": self.seed}
+
+    def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:
+        out = folder / ADAPTER
+        if (out / MANIFEST_FILE).exists():
+            return
+        data = _selection_data(folder, self.own, self.negatives, answers=False)
+        tuning = self.budget.tuning(self.seed)
+        options = GateOptions(
+            epochs=tuning.epochs,
+            learning_rate=tuning.learning_rate,
+            batch_size=tuning.batch_size,
+            seed=tuning.seed,
+        )
+        parent = read_parent(parents[0] / ADAPTER)
+        resume = (out / CHECKPOINTS).exists()
+        train_gate(base.load(), parent, data, options, About(), out=out, resume=resume, observer=spent)
 
 
 @dataclass(frozen=True)
@@ -120,7 +166,7 @@ class TunedLora:
 
     @property
     def cost(self) -> int:
-        return _cost(self.rows, self.budget)
+        return training_cost(self.rows, self.budget)
 
     def identity(self) -> Mapping[str, Any]:
         held: dict[str, Any] = {"hold": type(self.hold).__name__}
@@ -128,7 +174,7 @@ class TunedLora:
             held |= asdict(self.hold)
         elif self.hold is not None:
             held["strength"] = self.hold.strength
-        return {"rows": digest_samples(self.rows), **_trained(self.budget), "seed": self.seed, **held}
+        return {"rows": digest_samples(self.rows), **trained_by(self.budget), "seed": self.seed, **held}
 
     def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:
         loaded = base.load()
@@ -187,7 +233,7 @@ class FisherOf:
 
     @property
     def cost(self) -> int:
-        return _cost(self.rows, self.adapter.budget) // self.adapter.budget.epochs
+        return training_cost(self.rows, self.adapter.budget) // self.adapter.budget.epochs
 
     def identity(self) -> Mapping[str, Any]:
         return {"rows": digest_samples(self.rows)}
@@ -210,16 +256,23 @@ def encode(base: Base, samples: Sequence[Sample]) -> list[Example]:
     return answers.encode(DataFile(Path("the stream"), rows), max_tokens=base.max_context)
 
 
-def _trained(budget: Budget) -> dict[str, Any]:
+def trained_by(budget: Budget) -> dict[str, Any]:
     """What of the budget decides how an adapter turns out; rows stand apart."""
     return {"rank": budget.rank} | {k: v for k, v in asdict(budget.tuning(0)).items() if k != "seed"}
 
 
-def _cost(samples: Sequence[Sample], budget: Budget) -> int:
+def training_cost(samples: Sequence[Sample], budget: Budget) -> int:
     return budget.epochs * sum(len(sample.prompt) + len(sample.output) for sample in samples) // 4
 
 
-def _write_rows(path: Path, samples: Sequence[Sample]) -> Path:
+def _selection_data(
+    folder: Path, own: Sequence[Sample], negatives: Sequence[Sample], *, answers: bool
+) -> SelectionData:
+    files = write_rows(folder / "own.jsonl", own), write_rows(folder / "negatives.jsonl", negatives)
+    return read_data(files[0], files[1:], answers=answers, held_out_own=None, held_out_negatives=None)
+
+
+def write_rows(path: Path, samples: Sequence[Sample]) -> Path:
     rows = [{"id": s.id, "input": s.prompt, "output": s.output} for s in samples]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -1,4 +1,5 @@
-"""Who answers a row: the base, a named expert, the chain, or an expert picked for each row. Knows no HTTP client.
+"""Who answers a row: the base, a named expert, one of the server's routers, or an expert picked for each row. Knows no
+HTTP client.
 
 An answerer of another kind (a new router, say) is one more class with the four members of `Served`.
 """
@@ -34,7 +35,17 @@ class Pool(Protocol):
         """The name of the unit's adapter in the server, which has it from now on."""
         ...
 
-    def put(self, path: str, body: Mapping[str, Any]) -> None: ...
+    def order_chain(self, units: Sequence[Unit]) -> None:
+        """These are asked, first to last."""
+        ...
+
+    def mix(self, base_adapter: Unit, experts: Sequence[Unit]) -> None:
+        """The gradient router mixes these and nobody else."""
+        ...
+
+    def route_by(self, router: Unit, experts: Sequence[Unit]) -> None:
+        """The learned router is this one, over these in its order."""
+        ...
 
 
 class Answerer(Protocol):
@@ -132,13 +143,58 @@ class Chain:
         return self.order
 
     def prepare(self, pool: Pool) -> None:
-        pool.put("/chain", {"order": [pool.expert(unit) for unit in self.order]})
+        pool.order_chain(self.order)
 
     def request(self, pool: Pool, sample: Sample) -> dict[str, Any]:  # noqa: ARG002
         return {"router": "chain"}
 
     def identity(self, pool: Pool, sample: Sample) -> str:  # noqa: ARG002
         return "chain " + " ".join(pool.key(unit) for unit in self.order)
+
+
+@dataclass(frozen=True, eq=False)
+class MixedByGradient:
+    """The gradient router over a pool: the `mixed` nearest experts, and the base adapter with a weight of its own."""
+
+    base_adapter: Unit
+    experts: tuple[Unit, ...]
+    mixed: int
+    base_weight: float
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return (self.base_adapter, *self.experts)
+
+    def prepare(self, pool: Pool) -> None:
+        pool.mix(self.base_adapter, self.experts)
+
+    def request(self, pool: Pool, sample: Sample) -> dict[str, Any]:  # noqa: ARG002
+        return {"router": "gradient", "gradient_experts": self.mixed, "gradient_base_weight": self.base_weight}
+
+    def identity(self, pool: Pool, sample: Sample) -> str:  # noqa: ARG002
+        weighed = f"gradient {self.mixed} {self.base_weight}"
+        return " ".join([weighed, pool.key(self.base_adapter), *(pool.key(unit) for unit in self.experts)])
+
+
+@dataclass(frozen=True, eq=False)
+class MixedByGates:
+    """The learned router; `router` was trained over the experts in this order."""
+
+    router: Unit
+    experts: tuple[Unit, ...]
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return (self.router, *self.experts)
+
+    def prepare(self, pool: Pool) -> None:
+        pool.route_by(self.router, self.experts)
+
+    def request(self, pool: Pool, sample: Sample) -> dict[str, Any]:  # noqa: ARG002
+        return {"router": "learned"}
+
+    def identity(self, pool: Pool, sample: Sample) -> str:  # noqa: ARG002
+        return f"learned {pool.key(self.router)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +226,7 @@ class Picked:
 
 @dataclass(frozen=True, eq=False)
 class OutsideTheServer:
-    """What the server cannot play (Arrow): `answers` is a unit that leaves ANSWERS, sample id to text."""
+    """What the server cannot play (Arrow, merged factors): `answers` leaves ANSWERS, sample id to text."""
 
     ANSWERS = "answers.json"
     answers: Unit

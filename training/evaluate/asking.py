@@ -15,24 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
-
-from server.client import add_expert
-from server.errors import RelayError
 from server.own_server import own_server
-from training.errors import TrainingError
-from training.evaluate.adapters import ADAPTER
 from training.evaluate.answerers import Answer, Answerer, OutsideTheServer, Served
+from training.evaluate.pool import ServedPool
 from training.evaluate.stream import Sample
-from training.evaluate.units import BaseSource, Unit, Workshop
+from training.evaluate.units import BaseSource, Workshop
 
 _AT_A_TIME = 16
 _MAX_RANK = 128  # merged adapters have the sum of their parts' ranks
-_TIMEOUT = httpx.Timeout(600.0)
-
-
-class AskingFailed(TrainingError):
-    """The server refused what the bench asked of it."""
 
 
 @dataclass(frozen=True)
@@ -75,51 +65,23 @@ class Book:
 
 
 class Questioner:
-    """One running server and the book of its answers. Registers experts when they are first asked for."""
+    """Asks through one server; what a book holds is not asked."""
 
-    def __init__(self, url: str, workshop: Workshop, book: Book) -> None:
-        self._url = url
+    def __init__(self, pool: ServedPool, workshop: Workshop, book: Book) -> None:
+        self._pool = pool
         self._workshop = workshop
         self._book = book
-        self._client = httpx.Client(base_url=url, timeout=_TIMEOUT)
-        self._names: dict[str, str] = {}
-        self._registering = threading.Lock()
-
-    # --- what answerers see ---
-
-    def key(self, unit: Unit) -> str:
-        return self._workshop.key(unit)
-
-    def folder(self, unit: Unit) -> Path:
-        return self._workshop.folder(unit)
-
-    def expert(self, unit: Unit) -> str:
-        key = self.key(unit)
-        with self._registering:
-            if key not in self._names:
-                name = f"u-{key}"
-                try:
-                    add_expert(self._url, self.folder(unit) / ADAPTER, name=name, activate=True)
-                except RelayError as error:
-                    raise AskingFailed(f"{self.folder(unit)} was not registered: {error.message}") from error
-                self._names[key] = name
-        return self._names[key]
-
-    def put(self, path: str, body: Mapping[str, Any]) -> None:
-        self._send("PUT", path, body)
-
-    # --- what the bench asks ---
 
     def answers(self, answerer: Answerer, samples: Sequence[Sample], *, answer_tokens: int) -> list[Answer]:
         """One answer a sample, in their order."""
         if isinstance(answerer, OutsideTheServer):
-            texts = json.loads((self.folder(answerer.answers) / OutsideTheServer.ANSWERS).read_text())
+            texts = json.loads((self._workshop.folder(answerer.answers) / OutsideTheServer.ANSWERS).read_text())
             return [Answer(texts[sample.id], None, False, None) for sample in samples]
         served = _served(answerer)
 
         def ask(sample: Sample) -> dict[str, Any]:
-            request = {"prompt": sample.prompt, "max_new_tokens": answer_tokens, **served.request(self, sample)}
-            return asdict(self._answer(self._send("POST", "/generate", request)))
+            request = {"prompt": sample.prompt, "max_new_tokens": answer_tokens, **served.request(self._pool, sample)}
+            return asdict(self._answer(self._pool.send("POST", "/generate", request)))
 
         found = self._look_up_all(served, samples, f"answer {answer_tokens}", ask)
         return [Answer(**value) for value in found]
@@ -129,8 +91,8 @@ class Questioner:
         served = _served(answerer)
 
         def ask(sample: Sample) -> dict[str, Any]:
-            request = {"prompt": sample.prompt, **served.request(self, sample)}
-            return {"expert": _unit_of(self._send("POST", "/route", request))}
+            request = {"prompt": sample.prompt, **served.request(self._pool, sample)}
+            return {"expert": _unit_of(self._pool.send("POST", "/route", request))}
 
         return [value["expert"] for value in self._look_up_all(served, samples, "route", ask)]
 
@@ -139,16 +101,16 @@ class Questioner:
         served = _served(answerer)
         keys = [self._digest(served, sample, f"cost\n{answer_tokens}") for sample in samples]
         if not all(self._book.holds(key) for key in keys):
-            served.prepare(self)
+            served.prepare(self._pool)
         found = []
         for key, sample in zip(keys, samples, strict=True):
-            request = {"prompt": sample.prompt, "max_new_tokens": answer_tokens, **served.request(self, sample)}
+            request = {"prompt": sample.prompt, "max_new_tokens": answer_tokens, **served.request(self._pool, sample)}
             found.append(Cost(**self._book.look_up(key, lambda request=request: self._cost(request))))  # type: ignore[misc]
         return found
 
     def _cost(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._send("POST", "/generate", request | {"max_new_tokens": 1})
-        answer = self._send("POST", "/generate", request)
+        self._pool.send("POST", "/generate", request | {"max_new_tokens": 1})
+        answer = self._pool.send("POST", "/generate", request)
         usage, timings = answer["usage"], answer["timings"]
         return asdict(
             Cost(timings["first_token_ms"], timings["total_ms"], usage["computed_tokens"], usage["prompt_tokens"])
@@ -159,14 +121,14 @@ class Questioner:
     ) -> list[dict[str, Any]]:
         keys = [self._digest(served, sample, what) for sample in samples]
         if not all(self._book.holds(key) for key in keys):
-            served.prepare(self)
+            served.prepare(self._pool)
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             pairs = zip(keys, samples, strict=True)
             return list(pool.map(lambda pair: self._book.look_up(pair[0], lambda: ask(pair[1])), pairs))
 
     def _digest(self, served: Served, sample: Sample, what: str) -> str:
         """Of everything that decides what is kept by it; the base too, which plays a part in every answer."""
-        parts = (self._workshop.base_fingerprint, served.identity(self, sample), what, sample.prompt)
+        parts = (self._workshop.base_fingerprint, served.identity(self._pool, sample), what, sample.prompt)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
     def _answer(self, body: Mapping[str, Any]) -> Answer:
@@ -177,13 +139,6 @@ class Questioner:
             computed_tokens=body["usage"]["computed_tokens"],
         )
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        response = self._client.request(method, path, json=dict(body))
-        if not response.is_success:
-            raise AskingFailed(f"{method} {path} was answered {response.status_code}: {response.text[:500]}")
-        answer: dict[str, Any] = response.json()
-        return answer
-
 
 @contextmanager
 def questioner(base: BaseSource, workshop: Workshop, book: Book, *, prefix_cache: bool) -> Iterator[Questioner]:
@@ -192,7 +147,8 @@ def questioner(base: BaseSource, workshop: Workshop, book: Book, *, prefix_cache
     flags += ["--max-rank", str(_MAX_RANK), "--expert-slots", str(_MAX_RANK)]
     flags += [] if prefix_cache else ["--no-prefix-cache"]
     with TemporaryDirectory() as folder, own_server(Path(folder), *flags) as server:
-        yield Questioner(server.url, workshop, book)
+        pool = ServedPool(server.url, Path(folder) / "store", workshop)
+        yield Questioner(pool, workshop, book)
 
 
 def _served(answerer: Answerer) -> Served:
@@ -201,5 +157,9 @@ def _served(answerer: Answerer) -> Served:
 
 
 def _unit_of(body: Mapping[str, Any]) -> str | None:
-    name: str | None = body["routing"]["expert"]
+    """The key of who answered, or of the expert with the largest weight; None is the base."""
+    routing = body["routing"]
+    name: str | None = routing["expert"]
+    if routing["reason"] == "weighted":
+        name = max(routing["experts"], key=lambda share: share["weight"])["expert"]
     return None if name is None else name.removeprefix("u-")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Protocol
 
-from training.evaluate.adapters import SeeExpert, TunedLora
+from training.evaluate.adapters import GatedLora, SeeExpert, TunedLora
 from training.evaluate.answerers import Answer, Answerer, Chain, OutsideTheServer
 from training.evaluate.asking import Questioner
 from training.evaluate.methods import METHODS, Stages
@@ -28,7 +28,10 @@ Scores = list[list[float] | None]
 
 @dataclass(frozen=True)
 class Routing:
-    """Who answered, after the last task. `fallback`: shares of strangers' prompts left to the base, by their source."""
+    """Who answered, after the last task; of a mixture, the expert with the largest weight.
+
+    `fallback`: shares of strangers' prompts left to the base, by their source; None where that cannot happen.
+    """
 
     columns: list[str]
     confusion: list[list[int]]
@@ -39,7 +42,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of single requests after the last task; None is what the server did not play."""
+    """Of single requests after the last task."""
 
     first_token_ms: float
     total_ms: float
@@ -93,6 +96,11 @@ class Course:
     @property
     def units(self) -> list[Unit]:
         return [unit for stage in self.stages if stage is not None for unit in stage.units]
+
+    @property
+    def trained(self) -> list[Unit]:
+        """What its training is; answers that a unit gave beside the server are none of it."""
+        return list(self.final.answers.parents) if isinstance(self.final, OutsideTheServer) else self.units
 
     def seen(self, stage: int) -> list[Sample]:
         """What is asked after this task."""
@@ -210,7 +218,7 @@ def _run(
     costs: Costs | None,
 ) -> Run:
     rouge, matches = (_score(course, answers, judge) for judge in (rouge_l, exact))
-    units = workshop.with_parents(course.units)
+    units = workshop.with_parents(course.trained)
     return Run(
         method=course.method,
         prompts=course.setting.prompts,
@@ -233,6 +241,6 @@ def _run(
 def _task_of_key(answerer: Answerer, workshop: Workshop) -> dict[str, str]:
     tasks = {}
     for unit in answerer.units:
-        if isinstance(unit, SeeExpert | TunedLora):
-            tasks[workshop.key(unit)] = unit.task if isinstance(unit, SeeExpert) else unit.label
+        if isinstance(unit, SeeExpert | GatedLora | TunedLora):
+            tasks[workshop.key(unit)] = unit.label if isinstance(unit, TunedLora) else unit.task
     return tasks

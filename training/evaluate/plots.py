@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from training.evaluate.bench import Run
 
 _WIDTH, _HEIGHT = 8.0, 5.0
+_COLOURS = 10  # of matplotlib's cycle; then lines begin to be dashed
+_STYLES = ("-", "--", ":", "-.")
 
 
 def plot_all(out: Path, runs: Sequence[Run]) -> list[Path]:
@@ -29,15 +31,17 @@ def _by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _forgetting(runs: Sequence[Run]) -> Figure:
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="tight")
+    figure = Figure(figsize=(1.5 * _WIDTH, _HEIGHT), layout="constrained")
     axes = figure.add_subplot(
         xlabel="tasks learned", ylabel="ROUGE-L, mean over the tasks learned", title=f"Forgetting ({runs[0].prompts})"
     )
-    for name, found in _by_method(runs).items():
+    for number, (name, found) in enumerate(_by_method(runs).items()):
         points = [(at + 1, [run.curve[at] for run in found]) for at in range(len(found[0].tasks))]
         there = [(at, mean(v for v in values if v is not None)) for at, values in points if None not in values]
-        axes.plot(*zip(*there, strict=True), marker="o", label=name)
-    axes.legend(fontsize="small")
+        style = _STYLES[number // _COLOURS % len(_STYLES)]
+        axes.plot(*zip(*there, strict=True), marker="o", linestyle=style, label=name)
+    columns = 1 + len(axes.lines) // (2 * _COLOURS)
+    figure.legend(loc="outside right center", fontsize="small", handlelength=3, ncols=columns)
     axes.set_xticks(range(1, 1 + max(len(run.tasks) for run in runs)))
     return figure
 

@@ -7,7 +7,7 @@ Arrow      token by token and layer by layer, by PEFT's `create_arrow_model` (ar
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -152,11 +152,23 @@ def mean_hidden_states(base: Base, prompts: Sequence[str]) -> Features:
 
 
 @torch.no_grad()
-def greedy_texts(base: Base, model: torch.nn.Module, prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
-    """What transformers' own generation answers; `model` is the base with something put into it."""
+def greedy_texts(
+    base: Base,
+    model: torch.nn.Module,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    before_batch: Callable[[Sequence[int]], None] | None = None,
+) -> list[str]:
+    """What transformers' own generation answers; `model` is the base with something put into it.
+
+    `before_batch` is told whose turn it is: the prompts' numbers, in the batch's order.
+    """
     texts: dict[int, str] = {}
     generate = cast(Any, model).generate
     for numbers, tokens_NP, mask_NP in _batches(base, prompts, left=True):
+        if before_batch is not None:
+            before_batch(numbers)
         answers = generate(
             input_ids=tokens_NP,
             attention_mask=mask_NP,

@@ -61,11 +61,13 @@ class Setting:
     seed: int
     budget: Budget
 
-    def memory(self, before: int) -> tuple[Sample, ...]:
-        """The rehearsal share of every task before the one at this place, drawn with the seed; at least a row each."""
+    def memory(self, before: int, *, at_least: int = 1) -> tuple[Sample, ...]:
+        """The rehearsal share of every task before the one at this place, drawn with the seed; `at_least` so many rows
+        each, as far as there are."""
         kept: list[Sample] = []
         for task in self.tasks[:before]:
-            count = max(1, round(self.budget.memory_share * len(task.train)))
+            share = round(self.budget.memory_share * len(task.train))
+            count = min(len(task.train), max(at_least, share))
             kept += random.Random(f"memory {self.seed} {task.name}").sample(task.train, count)
         return tuple(kept)
 

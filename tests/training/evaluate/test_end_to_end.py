@@ -1,6 +1,7 @@
 """The bench as a user runs it, on a tiny base, through a real `relay serve`."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +63,27 @@ def test_every_method_runs_with_both_kinds_of_prompts(data: Path, base_source: B
     ]
     for entry in record["runs"]:
         assert 0 <= entry["ar"] <= 100
-        assert (entry["costs"] is None) == (entry["method"] == "arrow")
+        assert (entry["costs"] is None) == (entry["method"] in ("arrow", "l2r-merge"))
         assert (entry["routing"] is not None) == METHODS[entry["method"]].routed
-        assert (entry["bwt"] is None) == (entry["method"] in ("multi-task", "classifier", "arrow"))
+        at_the_end = entry["method"].startswith(("elrea", "l2r")) or entry["method"] in (
+            "multi-task",
+            "classifier",
+            "arrow",
+        )
+        assert (entry["bwt"] is None) == at_the_end
+        chained = entry["method"] in ("see", "see-alora", "see-late", "gates")
+        assert (entry["routing"] is not None and entry["routing"]["fallback"] is not None) == chained
+    by_method = {entry["method"]: entry for entry in record["runs"] if entry["prompts"] == "input"}
+    assert by_method["elrea-base"]["rouge"] == by_method["multi-task"]["rouge"]
+    prompt_tokens = by_method["base"]["costs"]["prompt_tokens"]
+    for name, branches in {"elrea": 3, "elrea-top2": 3, "elrea-random": 3, "elrea-top1": 1}.items():
+        computed = by_method[name]["costs"]["computed_tokens"]
+        assert branches * prompt_tokens <= computed < (branches + 1) * prompt_tokens + 48 * branches
     report = (tmp_path / "report.md").read_text()
-    assert all(report.count(f"| `{name}` |") == 6 for name in METHODS)
+    for name in METHODS:
+        kinds = name in ("see", "see-alora", "see-late", "gates")
+        assert len(re.findall(rf"^\| `{name}` \|", report, re.MULTILINE)) == 6
+        assert (report.count(f"| `{name}` |") == 8) == kinds
+    for line in report.splitlines():
+        if line.startswith("| `elrea` | ELREA"):
+            assert "| – | never |" in line

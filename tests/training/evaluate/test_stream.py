@@ -51,6 +51,9 @@ def test_the_memory_is_a_tenth_of_every_earlier_task(data: Path) -> None:
     assert setting.memory(0) == ()
     assert [sample.task for sample in setting.memory(2)] == ["lazy", "lazy", "jump", "jump"]
     assert setting.memory(1) == setting.memory(2)[:2]
+    wider = setting.memory(2, at_least=5)
+    assert [sample.task for sample in wider] == ["lazy"] * 5 + ["jump"] * 5
+    assert len(setting.memory(1, at_least=99)) == len(setting.tasks[0].train)
 
 
 def test_long_prompts_lose_their_middle() -> None:

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from training.evaluate.adapters import ADAPTER, SeeExpert, TunedLora
+from expert_store import inspect_adapter, parse_draft
+from tests.support.tiny import write_adapter
+from training.evaluate.adapters import ADAPTER, GatedLora, SeeExpert, TunedLora
 from training.evaluate.budget import BUDGETS
 from training.evaluate.stream import Sample
 from training.evaluate.units import BaseSource, Spent, Unit, UnitFailed, Workshop, processes
+from training.selection import Wake
 
 BUDGET = replace(BUDGETS["small"], rank=2, epochs=2, batch_size=4)
 
@@ -110,25 +113,33 @@ class CutOff(Spent):
         super().step(loss=loss, tokens=tokens)
 
 
-@pytest.mark.parametrize("kind", ["lora", "see"])
+@pytest.mark.parametrize("kind", ["lora", "see", "late", "gated"])
 def test_an_adapter_that_was_cut_off_goes_on_to_the_same_weights(
     base_source: BaseSource, tmp_path: Path, kind: str
 ) -> None:
     budget = replace(BUDGET, epochs=4)
     unit: Unit = TunedLora("jump", rows("jump"), budget, seed=1)
-    if kind == "see":
-        unit = SeeExpert("jump", rows("jump"), rows("lazy", 8), "alora", budget, seed=1)
+    parents: list[Path] = []
+    file = "adapter_model.safetensors"
+    if kind in ("see", "late"):
+        wake: Wake = "indicator" if kind == "late" else "prompt"
+        unit = SeeExpert("jump", rows("jump"), rows("lazy", 8), "alora", budget, seed=1, wake=wake)
+    elif kind == "gated":
+        unit = GatedLora("jump", TunedLora("jump", (), budget, 1), rows("jump"), rows("lazy", 8), budget, seed=1)
+        parents = [tmp_path]
+        write_adapter(tmp_path / ADAPTER, Path(base_source.source), kind="lora")
+        file = f"gate/{file}"
     folders = [tmp_path / name for name in ("whole", "cut")]
     for folder in folders:
         folder.mkdir()
     whole = CutOff(folders[0], after=1000)
-    unit.make(base_source, [], folders[0], whole)
+    unit.make(base_source, parents, folders[0], whole)
     with pytest.raises(KeyboardInterrupt):
-        unit.make(base_source, [], folders[1], CutOff(folders[1], after=13))
+        unit.make(base_source, parents, folders[1], CutOff(folders[1], after=13))
     rest = CutOff(folders[1], after=1000)
-    unit.make(base_source, [], folders[1], rest)
+    unit.make(base_source, parents, folders[1], rest)
     assert rest.losses == whole.losses[10:], "it went on from the checkpoint after ten steps"
-    first, second = ((folder / ADAPTER / "adapter_model.safetensors").read_bytes() for folder in folders)
+    first, second = ((folder / ADAPTER / file).read_bytes() for folder in folders)
     assert first == second
     assert rest.seconds() > 0
 
@@ -136,3 +147,24 @@ def test_an_adapter_that_was_cut_off_goes_on_to_the_same_weights(
 def test_a_process_that_is_killed_ends_the_run_in_words(workshop: Workshop) -> None:
     with processes(1) as executor, pytest.raises(UnitFailed, match=r"memory.*--jobs 1"):
         workshop.run([Fatal(1)], executor, on_done=lambda _: None)
+
+
+def test_a_gated_lora_stays_itself_beside_its_gate(base_source: BaseSource, workshop: Workshop) -> None:
+    lora = TunedLora("jump", rows("jump"), BUDGET, seed=1)
+    gated = GatedLora("jump", lora, rows("jump"), rows("lazy", 8), BUDGET, seed=1)
+    run(workshop, gated)
+    folder = workshop.folder(gated) / ADAPTER
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (folder / name).read_bytes() == (workshop.folder(lora) / ADAPTER / name).read_bytes()
+    draft = parse_draft((folder / "manifest.json").read_bytes())
+    assert draft.indicators is not None
+    assert inspect_adapter(folder, base_source.load().spec, max_rank=8).gate is not None
+
+
+def test_keys_of_experts_stay_as_they_were_before_there_were_late_ones(base_source: BaseSource, tmp_path: Path) -> None:
+    """Work done lies in folders of these names."""
+    workshop = Workshop(tmp_path, replace(base_source, fingerprint="sha256:fixed"))
+    see = SeeExpert("jump", rows("jump"), rows("lazy", 8), "alora", BUDGET, seed=1)
+    assert workshop.folder(see).name == "see-alora-jump-5ce3c761c12a33f6"
+    assert workshop.folder(TunedLora("jump", rows("jump"), BUDGET, seed=1)).name == "lora-jump-592400909a96c3b2"
+    assert workshop.key(replace(see, wake="indicator")) != workshop.key(see)

@@ -1,0 +1,88 @@
+"""One server plays pool after pool and router after router, and never mixes what belongs to another."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.own_server import own_server
+from training.evaluate.adapters import TunedLora
+from training.evaluate.budget import BUDGETS
+from training.evaluate.elrea import ClusterExpert, cluster_experts
+from training.evaluate.l2r import LearnedGates
+from training.evaluate.pool import AskingFailed, ServedPool
+from training.evaluate.stream import Sample
+from training.evaluate.units import BaseSource, Unit, Workshop
+
+BUDGET = replace(BUDGETS["small"], rank=2, epochs=1, batch_size=8)
+ROWS = tuple(
+    Sample(f"{i}", ("fox", "cap")[i % 2], (f"the quick fox {i}", f"What is the capital? {i}")[i % 2], "yes")
+    for i in range(12)
+)
+
+
+@pytest.fixture
+def served(base_source: BaseSource, workshop: Workshop, tmp_path: Path) -> Iterator[ServedPool]:
+    flags = ["--base", base_source.source, "--cache", str(base_source.cache), "--device", "cpu", "--no-demo"]
+    with own_server(tmp_path, *flags) as server:
+        yield ServedPool(server.url, tmp_path / "store", workshop)
+
+
+def made(workshop: Workshop, *units: Unit) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        workshop.run(units, executor, on_done=lambda _: None)
+
+
+def routing(served: ServedPool, **request: Any) -> dict[str, Any]:
+    body: dict[str, Any] = served.send("POST", "/route", {"prompt": "the quick fox 99", **request})
+    found: dict[str, Any] = body["routing"]
+    return found
+
+
+def test_only_the_pool_last_named_is_mixed(served: ServedPool, workshop: Workshop) -> None:
+    adapters = [TunedLora("multi-task", ROWS, BUDGET, seed) for seed in (1, 2)]
+    pools: list[Sequence[ClusterExpert]] = [
+        cluster_experts(adapters[0], 2, "birch"),
+        cluster_experts(adapters[0], 2, "random"),
+        cluster_experts(adapters[1], 2, "random"),
+    ]
+    made(workshop, *(expert for pool in pools for expert in pool))
+    for number in (0, 1, 2, 0, 0, 2):
+        experts = pools[number]
+        served.mix(experts[0].adapter, experts)
+        found = routing(served, router="gradient", gradient_experts=2)
+        names = sorted(served.expert(expert) for expert in experts)
+        assert sorted(considered["expert"] for considered in found["considered"]) == names
+        assert sorted(share["expert"] for share in found["experts"]) == names
+
+
+def test_each_router_weighs_its_own_experts(served: ServedPool, workshop: Workshop) -> None:
+    experts = tuple(
+        TunedLora(word, tuple(replace(row, task=word) for row in ROWS), BUDGET, seed)
+        for seed, word in enumerate(("a", "b", "c"))
+    )
+    routers = [
+        LearnedGates(over, tuple(row for expert in over for row in _renamed(expert)), "sigmoid", seed=1)
+        for over in (experts[:2], experts[1:][::-1])
+    ]
+    made(workshop, *routers)
+    for version, number in enumerate((0, 0, 1, 0)):
+        router = routers[number]
+        served.route_by(router, router.experts)
+        found = routing(served, router="learned")
+        assert {share["expert"] for share in found["experts"]} == {served.expert(expert) for expert in router.experts}
+        [listed] = [entry for entry in served.send("GET", "/routers")["routers"] if entry["router"] == "learned"]
+        assert listed["version"] == (1, 1, 2, 3)[version], "a router in use is not published again"
+
+
+def test_what_the_server_refuses_is_said(served: ServedPool) -> None:
+    with pytest.raises(AskingFailed, match="POST /route was answered 409"):
+        routing(served, router="gradient")
+
+
+def _renamed(expert: TunedLora) -> list[Sample]:
+    """A memory's rows have ids of their own, and prompts that no other task has."""
+    return [replace(row, id=f"{expert.label}/{row.id}", prompt=f"{expert.label} {row.prompt}") for row in expert.rows]
