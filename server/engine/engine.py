@@ -20,8 +20,6 @@ import structlog
 import torch
 
 from expert_store import ExpertVersion, StoreError
-from server.background import in_background
-from server.engine.adapter_file import read_adapter_file
 from server.engine.answerer import Answerer, LogitMixture, OutputMixture, experts_of
 from server.engine.blend import BlendJob
 from server.engine.expert_pool import Access, ExpertPool
@@ -158,12 +156,7 @@ class Engine:
         return session
 
     async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float:
-        """The largest change the expert makes to a logit at the end of the prompt; NaN if its logits are not finite.
-
-        Its files are read behind all other work: nobody waits for an answer of it yet.
-        """
-        file = await in_background(lambda: read_adapter_file(expert.folder))
-        self._post(lambda: self.pool.host.put(expert, file))
+        """The largest change the expert makes to a logit at the end of the prompt; NaN if its logits are not finite."""
         async with await self.open(prompt, max_new_tokens=1, branches=Branches(plain=2)) as session:
             base, changed = await session.logits(expert)
         return float((changed - base).abs().max())

@@ -72,14 +72,6 @@ class HostCache:
             self._entries[expert.digest] = _Entry(expert.weight_bytes, reading)
             self.used_bytes += expert.weight_bytes
 
-    def put(self, expert: ExpertVersion, file: AdapterFile) -> None:
-        """What somebody else has read, where there is room for it."""
-        if expert.digest not in self._entries and self._make_room(expert.weight_bytes, self.digests):
-            read: Future[tuple[AdapterFile, float]] = Future()
-            read.set_result((file, 0.0))
-            self._entries[expert.digest] = _Entry(expert.weight_bytes, read)
-            self.used_bytes += expert.weight_bytes
-
     def ready(self, expert: ExpertVersion, *, keep: Collection[str]) -> bool:
         """Whether the expert can be taken; if not, starts reading it. Raises what reading raised, once."""
         self.start(expert, keep=keep)
