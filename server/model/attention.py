@@ -3,7 +3,7 @@
 Knows blocks, segments and masks; nothing of sequences' owners, experts or sampling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from server.errors import BaseModelError
+from server.model.chat import common_prefix_length
 from server.model.native import Kernels, NativeSpans
 
 # Legend: T tokens in the step, H query heads, K key/value heads, G = H / K, D head width, C block_tokens (capacity of
@@ -21,6 +22,9 @@ from server.model.native import Kernels, NativeSpans
 
 IMPLEMENTATION = "relay_paged"
 _GROUPED_QUERIES = 16  # segments up to this many queries share one batched product
+_NATIVE_QUERIES = 32  # a kernel's share of a long segment; a block of keys is made ready once for each
+_FORK_QUERIES = 4  # segments up to this many queries read the blocks they share together
+_FAMILY = 16  # segments at most that do; more would leave threads without work
 _LIKE_LENGTH = 0.6  # of the longest in the group; less padding would make more groups
 
 
@@ -144,7 +148,7 @@ def plan_attention(
         groups = [_Group(members, kv) for members in _alike(short, kv.block_tokens)]
         long = [_LongSegment(s, kv) for s in segments if s.num_queries > _GROUPED_QUERIES]
     else:
-        groups = [_NativeGroup([piece for s in segments for piece in _pieces(s)], kernels)]
+        groups = [_NativeGroup([piece for s in segments for piece in _pieces(s)], kv.block_tokens, kernels)]
         long = []
     return AttentionPlan(
         kv=kv,
@@ -159,10 +163,27 @@ def _pieces(span: SegmentSpan) -> list[SegmentSpan]:
     """A segment as short ones, which are dealt out to threads and reach only as far as their own last key."""
     return [
         SegmentSpan(
-            span.first_token + done, min(_GROUPED_QUERIES, span.num_queries - done), span.position + done, span.blocks
+            span.first_token + done, min(_NATIVE_QUERIES, span.num_queries - done), span.position + done, span.blocks
         )
-        for done in range(0, span.num_queries, _GROUPED_QUERIES)
+        for done in range(0, span.num_queries, _NATIVE_QUERIES)
     ]
+
+
+def _families(spans: Sequence[SegmentSpan], block_tokens: int) -> Iterator[tuple[Sequence[SegmentSpan], int]]:
+    """Short segments that begin with the same blocks, and with how many: forks of one prompt, or of one remembered.
+
+    Only blocks that every query of the family sees whole count as shared. What is alone comes alone.
+    """
+    by_first: dict[int, list[SegmentSpan]] = {}
+    for span in spans:
+        by_first.setdefault(span.blocks[0] if span.num_queries <= _FORK_QUERIES else -len(by_first) - 1, []).append(
+            span
+        )
+    for together in by_first.values():
+        for first in range(0, len(together), _FAMILY):
+            family = together[first : first + _FAMILY]
+            tables = [list(span.blocks[: span.position // block_tokens]) for span in family]
+            yield family, common_prefix_length(min(tables), max(tables)) if len(family) > 1 else 0
 
 
 def _planned(copies: Sequence[tuple[int, int, int]], kv: PagedKV, kernels: Kernels | None) -> "_Copies | _NativeCopies":
@@ -266,9 +287,13 @@ class _Call:
 class _NativeGroup:
     """Segments of any shape; in 0.5 ms where scaled-dot-product attention takes 0.9 (200 queries, 2 CPU cores)."""
 
-    def __init__(self, members: Sequence[SegmentSpan], kernels: Kernels) -> None:
+    def __init__(self, members: Sequence[SegmentSpan], block_tokens: int, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._spans = NativeSpans([(s.first_token, s.num_queries, s.position, s.blocks) for s in members])
+        families = list(_families(members, block_tokens))
+        self._spans = NativeSpans(
+            [(s.first_token, s.num_queries, s.position, s.blocks) for family, _ in families for s in family],
+            [(len(family), num_shared) for family, num_shared in families],
+        )
 
     def attend(self, call: _Call, output_THD: Tensor) -> None:
         assert call.softcap is None, "no model of the fused family caps its scores. This is a bug."

@@ -116,111 +116,6 @@ void copy_tokens(bf16 *cache, const int64_t *copies, int64_t num, int64_t heads,
     }
 }
 
-/* Where `attend` finds things; see there. */
-typedef struct {
-    const bf16 *query, *cache;
-    bf16 *out;
-    const int64_t *table;
-    int64_t query_stride, heads, kv_heads, block_tokens, window;
-    float scale;
-} Attention;
-
-enum { LANES = 16 };
-
-/* Highest score so far, sum of the weights, and the weighted values of one query, all relative to that score. */
-static inline __attribute__((always_inline)) void absorb(const float *q, const float *keys, const float *values,
-                                                         float *scores, float *sum, int64_t num, int64_t D) {
-    float *highest = sum + D, *total = sum + D + 1, top = *highest, added = 0;
-    for (int64_t k = 0; k < num; k++) {
-        float dot = 0;
-        for (int64_t i = 0; i < D; i++) dot += q[i] * keys[k * D + i];
-        scores[k] = dot;
-    }
-    for (int64_t k = 0; k < num; k++) top = scores[k] > top ? scores[k] : top;
-    float shrink = exp_negative(*highest - top); /* 1 where nothing has changed */
-    for (int64_t k = 0; k < num; k++) scores[k] = exp_negative(scores[k] - top);
-    for (int64_t k = 0; k < num; k++) added += scores[k];
-    for (int64_t low = 0; low < D; low += LANES) {
-        int64_t lanes = D - low < LANES ? D - low : LANES;
-        float own[LANES];
-        for (int64_t i = 0; i < lanes; i++) own[i] = sum[low + i] * shrink;
-        for (int64_t k = 0; k < num; k++)
-            for (int64_t i = 0; i < lanes; i++) own[i] += scores[k] * values[k * D + low + i];
-        for (int64_t i = 0; i < lanes; i++) sum[low + i] = own[i];
-    }
-    *total = *total * shrink + added;
-    *highest = top;
-}
-
-/* One segment's queries of the heads that share one head of keys and values. Inlined for each common D. */
-static inline __attribute__((always_inline)) void attend_head(const Attention *call, int64_t first, int64_t count,
-                                                              int64_t position, const int64_t *table, int64_t head,
-                                                              float *scratch, int64_t D) {
-    int64_t group = call->heads / call->kv_heads, C = call->block_tokens, window = call->window;
-    float *keys = scratch, *values = keys + C * D, *scores = values + C * D, *queries = scores + C;
-    float *sums = queries + count * group * D;
-    memset(sums, 0, (size_t)(count * group * (D + 2)) * sizeof *sums);
-    for (int64_t q = 0; q < count * group; q++) {
-        const bf16 *from = call->query + (first + q / group) * call->query_stride + (head * group + q % group) * D;
-        for (int64_t i = 0; i < D; i++) queries[q * D + i] = wide(from[i]) * call->scale;
-        sums[q * (D + 2) + D] = -INFINITY;
-    }
-    int64_t oldest = window && position >= window ? position - window + 1 : 0;
-    for (int64_t b = oldest / C; b <= (position + count - 1) / C; b++) {
-        const bf16 *block = call->cache + (table[b] * 2 * call->kv_heads + head) * C * D;
-        const bf16 *block_values = block + call->kv_heads * C * D;
-        for (int64_t i = 0; i < C * D; i++) keys[i] = wide(block[i]);
-        for (int64_t i = 0; i < C * D; i++) values[i] = wide(block_values[i]);
-        for (int64_t n = 0; n < count; n++) {
-            int64_t at = position + n - b * C, to = at < C ? at + 1 : C; /* within the block */
-            int64_t from = window && at - window + 1 > 0 ? at - window + 1 : 0;
-            for (int64_t g = 0; g < group && from < to; g++)
-                absorb(queries + (n * group + g) * D, keys + from * D, values + from * D, scores,
-                       sums + (n * group + g) * (D + 2), to - from, D);
-        }
-    }
-    for (int64_t n = 0; n < count; n++)
-        for (int64_t g = 0; g < group; g++) {
-            const float *sum = sums + (n * group + g) * (D + 2);
-            bf16 *o = call->out + ((first + n) * call->heads + head * group + g) * D;
-            for (int64_t i = 0; i < D; i++) o[i] = narrow(sum[i] / sum[D + 1]);
-        }
-}
-
-/* Attention of the segments to their own sequences' keys and values, where they lie in the cache.
- *
- * Segment s: query tokens [first[s], first[s] + count[s]), the first at position[s]; its blocks are
- * table[table_start[s]], ... A block holds kv_heads times [block_tokens, D] of keys, then as many of values.
- * query: token t's head h at t * query_stride + h * D; out [tokens, heads, D]. window 0: all that went before.
- * scratch: for each segment and kv head (2 D + 1) * block_tokens + (2 D + 2) * queries that share it. */
-void attend(const bf16 *query, int64_t query_stride, const bf16 *cache, bf16 *out, const int64_t *first,
-            const int64_t *count, const int64_t *position, const int64_t *table_start, const int64_t *table,
-            int64_t segments, int64_t heads, int64_t kv_heads, int64_t D, int64_t block_tokens, float scale,
-            int64_t window, float *scratch, int64_t scratch_size) {
-    Attention call = {query, cache, out, table, query_stride, heads, kv_heads, block_tokens, window, scale};
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t item = 0; item < segments * kv_heads; item++) {
-        int64_t s = item / kv_heads, head = item % kv_heads;
-        const int64_t *blocks = table + table_start[s];
-        float *own = scratch + item * scratch_size;
-        if (D == 64)
-            attend_head(&call, first[s], count[s], position[s], blocks, head, own, 64);
-        else if (D == 128)
-            attend_head(&call, first[s], count[s], position[s], blocks, head, own, 128);
-        else
-            attend_head(&call, first[s], count[s], position[s], blocks, head, own, D);
-    }
-}
-
-/* Tokens [start, start + count) through `slots` slots: slot[s], whose terms count weight[s] times.
- * h has room for count * slots * terms numbers. */
-typedef struct {
-    int64_t start, count, slots;
-    const int64_t *slot;
-    const float *weight;
-    float *h;
-} Run;
-
 /* Vectors of as many numbers as a register holds. A pair of bf16 numbers is one 32-bit word; splitting words into their
  * lower and upper numbers is cheaper than widening numbers in order, and sums do not care. */
 #ifdef __AVX512F__
@@ -240,6 +135,223 @@ static inline words load(const bf16 *from) {
 
 static inline floats lower(words w) { return (floats)(w << 16); }
 static inline floats upper(words w) { return (floats)(w & 0xffff0000u); }
+
+/* Where `attend` finds things; see there. */
+typedef struct {
+    const bf16 *query, *cache;
+    bf16 *out;
+    const int64_t *first, *count, *position, *table_start, *table;
+    int64_t query_stride, heads, kv_heads, block_tokens, window;
+    float scale;
+} Attention;
+
+/* Keys and values of one head in some blocks that follow on each other: enough of them that what is done once for each row
+ * and tile matters little. Many rows read keys turned, [D, stride], so that a vector holds one number of as many keys; few
+ * rows are not worth the turning and read them as they lie, [tokens, D]. */
+typedef struct {
+    float *keys, *values;
+    int64_t stride;
+    int turned;
+} Tile;
+
+enum { FEW = 6, VALUES = 4, TILE_TOKENS = 64 };
+
+static inline int64_t blocks_of_a_tile(int64_t block_tokens) {
+    return block_tokens < TILE_TOKENS ? TILE_TOKENS / block_tokens : 1;
+}
+
+static inline floats load_floats(const float *from) {
+    floats x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+static inline void store_floats(float *to, floats x) { memcpy(to, &x, sizeof x); }
+
+static inline __attribute__((always_inline)) void open_tile(const Attention *call, Tile *tile, const int64_t *table,
+                                                            int64_t blocks, int64_t head, int64_t D) {
+    int64_t C = call->block_tokens;
+    for (int64_t b = 0; b < blocks; b++) {
+        const bf16 *keys = call->cache + (table[b] * 2 * call->kv_heads + head) * C * D, *values = keys + call->kv_heads * C * D;
+        float *turned = tile->keys + b * C, *plain = tile->keys + b * C * D, *into = tile->values + b * C * D;
+        if (tile->turned)
+            for (int64_t i = 0; i < D; i++)
+                for (int64_t k = 0; k < C; k++) turned[i * tile->stride + k] = wide(keys[k * D + i]);
+        else
+            for (int64_t i = 0; i < C * D; i++) plain[i] = wide(keys[i]);
+        for (int64_t i = 0; i < C * D; i++) into[i] = wide(values[i]);
+    }
+}
+
+/* scores[r][k] = q[r] . key k, of so many rows; also of keys that share a vector with those. */
+static inline __attribute__((always_inline)) void score(const float *q, const Tile *tile, float *scores, int64_t from,
+                                                        int64_t to, int64_t D, const int rows) {
+    if (!tile->turned) {
+        for (int r = 0; r < rows; r++)
+            for (int64_t k = from; k < to; k++) {
+                float dot = 0;
+                for (int64_t i = 0; i < D; i++) dot += q[r * D + i] * tile->keys[k * D + i];
+                scores[r * tile->stride + k] = dot;
+            }
+        return;
+    }
+    for (int64_t low = from / PAIRS * PAIRS; low < to; low += PAIRS) {
+        floats dot[ROWS] = {0};
+        for (int64_t i = 0; i < D; i++) {
+            floats key = load_floats(tile->keys + i * tile->stride + low);
+            for (int r = 0; r < rows; r++) dot[r] += q[r * D + i] * key;
+        }
+        for (int r = 0; r < rows; r++) store_floats(scores + r * tile->stride + low, dot[r]);
+    }
+}
+
+/* sum[r] = shrink[r] * sum[r] + scores[r] . values [from, to) for so many rows and vectors of columns. */
+static inline __attribute__((always_inline)) void mix(const float *scores, const Tile *tile, const float *shrink,
+                                                      float *sum, int64_t sum_stride, int64_t low, int64_t from,
+                                                      int64_t to, int64_t D, const int rows, const int vectors) {
+    floats own[ROWS][VALUES];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) own[r][v] = shrink[r] * load_floats(sum + r * sum_stride + low + v * PAIRS);
+    for (int64_t k = from; k < to; k++) {
+        floats value[VALUES];
+        for (int v = 0; v < vectors; v++) value[v] = load_floats(tile->values + k * D + low + v * PAIRS);
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++) own[r][v] += scores[r * tile->stride + k] * value[v];
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) store_floats(sum + r * sum_stride + low + v * PAIRS, own[r][v]);
+}
+
+/* Takes a tile into the sums of so many rows; row r sees its keys [from[r], to[r]). A sum holds the weighted values,
+ * the highest score so far, and the sum of the weights, all relative to that score. */
+static inline __attribute__((always_inline)) void absorb(const float *q, const Tile *tile, const int64_t *from,
+                                                         const int64_t *to, float *scores, float *sum, int64_t D,
+                                                         const int rows) {
+    int64_t lowest = from[0], end = to[0], stride = D + 2, low = 0;
+    float shrink[ROWS];
+    for (int r = 1; r < rows; r++) lowest = from[r] < lowest ? from[r] : lowest, end = to[r] > end ? to[r] : end;
+    score(q, tile, scores, lowest, end, D, rows);
+    for (int r = 0; r < rows; r++) {
+        float *own = scores + r * tile->stride, *highest = sum + r * stride + D, top = *highest, added = 0;
+        for (int64_t k = from[r]; k < to[r]; k++) top = own[k] > top ? own[k] : top;
+        shrink[r] = exp_negative(*highest - top); /* 1 where nothing has changed */
+        for (int64_t k = from[r]; k < to[r]; k++) own[k] = exp_negative(own[k] - top);
+        for (int64_t k = from[r]; k < to[r]; k++) added += own[k];
+        for (int64_t k = lowest; k < from[r]; k++) own[k] = 0;
+        for (int64_t k = to[r]; k < end; k++) own[k] = 0;
+        highest[1] = highest[1] * shrink[r] + added;
+        *highest = top;
+    }
+    for (; low + VALUES * PAIRS <= D; low += VALUES * PAIRS)
+        mix(scores, tile, shrink, sum, stride, low, lowest, end, D, rows, VALUES);
+    for (; low + PAIRS <= D; low += PAIRS) mix(scores, tile, shrink, sum, stride, low, lowest, end, D, rows, 1);
+    for (; low < D; low++)
+        for (int r = 0; r < rows; r++) {
+            float own = sum[r * stride + low] * shrink[r];
+            for (int64_t k = lowest; k < end; k++) own += scores[r * tile->stride + k] * tile->values[k * D + low];
+            sum[r * stride + low] = own;
+        }
+}
+
+/* The same for any number of rows, one behind the other. */
+static inline __attribute__((always_inline)) void absorb_rows(const float *q, const Tile *tile, const int64_t *from,
+                                                              const int64_t *to, float *scores, float *sum, int64_t D,
+                                                              int64_t rows) {
+    int64_t r = 0;
+    for (; r + ROWS <= rows; r += ROWS)
+        absorb(q + r * D, tile, from + r, to + r, scores, sum + r * (D + 2), D, ROWS);
+    for (; r < rows; r++) absorb(q + r * D, tile, from + r, to + r, scores, sum + r * (D + 2), D, 1);
+}
+
+/* Queries of the segments [low, high), whose first `shared` blocks are the same ones and lie behind none of them, of the
+ * heads that share one head of keys and values. Inlined for each common D. */
+static inline __attribute__((always_inline)) void attend_head(const Attention *call, int64_t low, int64_t high,
+                                                              int64_t shared, int64_t head, float *scratch, int64_t D) {
+    int64_t group = call->heads / call->kv_heads, C = call->block_tokens, window = call->window, rows = 0;
+    int64_t some = blocks_of_a_tile(C), stride = (some * C + PAIRS - 1) / PAIRS * PAIRS;
+    for (int64_t s = low; s < high; s++) rows += call->count[s] * group;
+    int64_t *from = (int64_t *)scratch, *to = from + rows;
+    float *keys = (float *)(to + rows);
+    Tile tile = {keys, keys + stride * D, stride, 0};
+    float *scores = tile.values + some * C * D, *queries = scores + ROWS * stride, *sums = queries + rows * D, *q = queries;
+    if (stride > some * C) memset(keys, 0, (size_t)(stride * D) * sizeof *keys); /* vectors reach behind the last key */
+    memset(sums, 0, (size_t)(rows * (D + 2)) * sizeof *sums);
+    for (int64_t r = 0; r < rows; r++) sums[r * (D + 2) + D] = -INFINITY;
+    for (int64_t s = low; s < high; s++)
+        for (int64_t row = 0; row < call->count[s] * group; row++, q += D) {
+            const bf16 *x = call->query + (call->first[s] + row / group) * call->query_stride + (head * group + row % group) * D;
+            for (int64_t i = 0; i < D; i++) q[i] = wide(x[i]) * call->scale;
+        }
+    if (window) shared = 0; /* where they begin to look differs */
+    tile.turned = rows > FEW;
+    for (int64_t b = 0; b < shared; b += some) {
+        int64_t blocks = shared - b < some ? shared - b : some;
+        for (int64_t r = 0; r < rows; r++) from[r] = 0, to[r] = blocks * C;
+        open_tile(call, &tile, call->table + call->table_start[low] + b, blocks, head, D);
+        absorb_rows(queries, &tile, from, to, scores, sums, D, rows);
+    }
+    q = queries;
+    for (int64_t s = low; s < high; s++) {
+        int64_t position = call->position[s], count = call->count[s], own = count * group;
+        int64_t oldest = window && position >= window ? position - window + 1 : 0, last = (position + count - 1) / C;
+        tile.turned = own > FEW;
+        for (int64_t b = oldest / C > shared ? oldest / C : shared; b <= last; b += some) {
+            int64_t blocks = last - b + 1 < some ? last - b + 1 : some, begin = own, end = 0;
+            for (int64_t r = 0; r < own; r++) {
+                int64_t at = position + r / group - b * C; /* within the tile */
+                to[r] = at < blocks * C ? at + 1 : blocks * C;
+                from[r] = window && at - window + 1 > 0 ? at - window + 1 : 0;
+                if (from[r] < to[r]) begin = r < begin ? r : begin, end = r + 1; /* they follow on each other */
+            }
+            open_tile(call, &tile, call->table + call->table_start[s] + b, blocks, head, D);
+            if (begin < end)
+                absorb_rows(q + begin * D, &tile, from + begin, to + begin, scores, sums + begin * (D + 2), D, end - begin);
+        }
+        for (int64_t r = 0; r < own; r++) {
+            const float *sum = sums + r * (D + 2);
+            bf16 *o = call->out + ((call->first[s] + r / group) * call->heads + head * group + r % group) * D;
+            for (int64_t i = 0; i < D; i++) o[i] = narrow(sum[i] / sum[D + 1]);
+        }
+        q += own * D;
+        sums += own * (D + 2);
+    }
+}
+
+/* Attention of the segments to their own sequences' keys and values, where they lie in the cache.
+ *
+ * Segment s: query tokens [first[s], first[s] + count[s]), the first at position[s]; its blocks are
+ * table[table_start[s]], ... A block holds kv_heads times [block_tokens, D] of keys, then as many of values.
+ * Family f: segments [family[2 f], family[2 f + 2]), whose first family[2 f + 1] blocks are the same and filled: they are
+ * read once for all of them.
+ * query: token t's head h at t * query_stride + h * D; out [tokens, heads, D]. window 0: all that went before.
+ * scratch: scratch_size numbers for each family and kv head, see `Kernels.attend`. */
+void attend(const bf16 *query, int64_t query_stride, const bf16 *cache, bf16 *out, const int64_t *first,
+            const int64_t *count, const int64_t *position, const int64_t *table_start, const int64_t *table,
+            const int64_t *family, int64_t families, int64_t heads, int64_t kv_heads, int64_t D, int64_t block_tokens,
+            float scale, int64_t window, float *scratch, int64_t scratch_size) {
+    Attention call = {query,        cache, out,      first,        count,  position, table_start, table,
+                      query_stride, heads, kv_heads, block_tokens, window, scale};
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t item = 0; item < families * kv_heads; item++) {
+        const int64_t *f = family + 2 * (item / kv_heads);
+        float *own = scratch + item * scratch_size;
+        if (D == 64)
+            attend_head(&call, f[0], f[2], f[1], item % kv_heads, own, 64);
+        else if (D == 128)
+            attend_head(&call, f[0], f[2], f[1], item % kv_heads, own, 128);
+        else
+            attend_head(&call, f[0], f[2], f[1], item % kv_heads, own, D);
+    }
+}
+
+/* Tokens [start, start + count) through `slots` slots: slot[s], whose terms count weight[s] times.
+ * h has room for count * slots * terms numbers. */
+typedef struct {
+    int64_t start, count, slots;
+    const int64_t *slot;
+    const float *weight;
+    float *h;
+} Run;
 
 /* `narrow` of every number, in the upper halves. */
 static inline words rounded(floats x) {

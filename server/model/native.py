@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ _FLAGS = (
 )
 LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}  # what torch calls them, what compilers do
 _COMPILE_SECONDS = 60
+_LANES = 16  # at most, numbers in a register
+_TILE_TOKENS = 64  # as in kernels.c
 _LONG_QUERIES = 64  # tokens of a step whose attention takes long enough to give the interpreter up
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
@@ -39,7 +41,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "swiglu": [_POINTER] * 2 + [_INTEGER] * 2,
     "rotate_and_store": [_POINTER] * 5 + [_INTEGER] * 6,
     "copy_tokens": [_POINTER] * 2 + [_INTEGER] * 4,
-    "attend": [_POINTER, _INTEGER] + [_POINTER] * 7 + [_INTEGER] * 5 + [_FLOAT, _INTEGER, _POINTER, _INTEGER],
+    "attend": [_POINTER, _INTEGER] + [_POINTER] * 8 + [_INTEGER] * 5 + [_FLOAT, _INTEGER, _POINTER, _INTEGER],
     "add_terms": [_POINTER, _INTEGER, _POINTER, _INTEGER] + [_POINTER] * 6 + [_INTEGER] * 3 + [_POINTER],
 }
 
@@ -153,8 +155,13 @@ class Kernels:
         """Attention of the spans to their sequences; only the query's tokens need not lie one behind the other."""
         num_heads, width = query_THD.shape[1:]
         num_kv_heads, block_tokens = cache.shape[1] // 2, cache.shape[2]
-        size = (2 * width + 1) * block_tokens + (2 * width + 2) * spans.most_queries * num_heads // num_kv_heads
-        scratch = torch.empty(len(spans) * num_kv_heads * size, dtype=torch.float32)
+        rows = spans.most_queries * num_heads // num_kv_heads
+        tokens = block_tokens * max(1, _TILE_TOKENS // block_tokens)
+        padded = -(-tokens // _LANES) * _LANES
+        # Keys and values; scores of four rows; of every row two limits of 64 bits, its query and its sum.
+        size = (padded + tokens) * width + 4 * padded + rows * (4 + 2 * width + 2)
+        size += size % 2  # limits stand on even places
+        scratch = torch.empty(spans.num_families * num_kv_heads * size, dtype=torch.float32)
         library = self._releasing if query_THD.shape[0] > _LONG_QUERIES else self._library
         library.attend(
             query_THD.data_ptr(),
@@ -162,7 +169,7 @@ class Kernels:
             cache.data_ptr(),
             output_THD.data_ptr(),
             *spans.pointers,
-            len(spans),
+            spans.num_families,
             num_heads,
             num_kv_heads,
             width,
@@ -208,22 +215,35 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 class NativeSpans:
-    """Where segments lie, as `attend` reads it: (first token, number of queries, position, blocks) of each."""
+    """Where segments lie, as `attend` reads it.
 
-    def __init__(self, spans: Sequence[tuple[int, int, int, Sequence[int]]]) -> None:
+    Each is (first token, number of queries, position, blocks). `families` are (number of segments, number of blocks
+    they begin with in common), in order.
+    """
+
+    def __init__(
+        self, spans: Sequence[tuple[int, int, int, Sequence[int]]], families: Sequence[tuple[int, int]]
+    ) -> None:
         first, count, position, tables = zip(*spans, strict=True)
+        ends = list(accumulate((size for size, _ in families), initial=0))
+        shared = [blocks for _, blocks in families]
         starts = [0]
         for table in tables:
             starts.append(starts[-1] + len(table))
         self._tensors = [
             torch.tensor(numbers)
-            for numbers in (first, count, position, starts, [b for table in tables for b in table])
+            for numbers in (
+                first,
+                count,
+                position,
+                starts,
+                [b for table in tables for b in table],
+                [number for pair in zip(ends, [*shared, 0], strict=True) for number in pair],
+            )
         ]
         self.pointers = tuple(tensor.data_ptr() for tensor in self._tensors)
-        self.most_queries: int = max(count)
-
-    def __len__(self) -> int:
-        return len(self._tensors[0])
+        self.num_families = len(families)
+        self.most_queries: int = max(sum(count[a:b]) for a, b in pairwise(ends))
 
 
 class NativeParts:

@@ -10,6 +10,7 @@ from server.model.attention import (
     KVGeometry,
     PagedKV,
     SegmentSpan,
+    _families,
     allowed_keys,
     attend_segment,
     paged_attention,
@@ -89,6 +90,45 @@ def test_kernels_attend_as_one_segment_at_a_time(shape: str, window: int | None,
     for span in spans:
         tokens = slice(span.first_token, span.first_token + span.num_queries)
         keys, values = kv.layers[0][span.blocks].transpose(1, 2).flatten(0, 1)[: span.num_keys].float().chunk(2, dim=1)
+        mask = allowed_keys(torch.arange(span.position, span.num_keys), span.num_keys, window)
+        expected = attend_segment(query[tokens].float(), keys, values, mask=mask, scale=0.3, softcap=None)
+        torch.testing.assert_close(output[tokens].float(), expected, atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("capacity", [4, 16, 24, 80])
+@pytest.mark.parametrize("num_forks", [2, 5, 40])
+def test_forks_read_what_they_share_as_if_each_were_alone(
+    num_forks: int, capacity: int, window: int | None, kernels: Kernels
+) -> None:
+    """Forks of one prompt with one to four tokens of their own, beside the prompt's end, a stranger, and a fork that
+    shares less."""
+    torch.manual_seed(0)
+    kv = PagedKV(
+        geometry=KVGeometry(1, KV_HEADS, 64),
+        num_blocks=240,
+        block_tokens=capacity,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+    )
+    kv.layers[0].normal_()
+    position, free = 5 * capacity + 3, iter(range(20, 240))
+    shared = [3, 9, 1, 14, 7]
+    spans = [SegmentSpan(0, 5, 3 * capacity, shared), SegmentSpan(5, 1, 3 * capacity, [*shared[:3], 15])]
+    spans.append(SegmentSpan(6, 1, 2, [16]))
+    first = 7
+    for fork in range(num_forks):
+        spans.append(SegmentSpan(first, 1 + fork % 4, position, [*shared, next(free), next(free)]))
+        first += 1 + fork % 4
+    query = torch.randn(first, HEADS, 64).bfloat16()
+    families = [(len(family), num_shared) for family, num_shared in _families(spans, capacity)]
+    assert sum(size for size, _ in families) == len(spans)
+    assert (min(num_forks + 1, 16), 3) in families  # with the one that shares three blocks only
+    output = plan_attention(spans, kv, kernels).read(0, query, scale=0.3, window=window)
+    for span in spans:
+        tokens = slice(span.first_token, span.first_token + span.num_queries)
+        rows = kv.layers[0][list(span.blocks)].transpose(1, 2).flatten(0, 1)[: span.num_keys].float()
+        keys, values = rows.chunk(2, dim=1)
         mask = allowed_keys(torch.arange(span.position, span.num_keys), span.num_keys, window)
         expected = attend_segment(query[tokens].float(), keys, values, mask=mask, scale=0.3, softcap=None)
         torch.testing.assert_close(output[tokens].float(), expected, atol=2e-2, rtol=1e-2)
