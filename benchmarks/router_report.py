@@ -29,7 +29,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Line:
-    """One router's figures. Scores in percent, shares from 0 to 1.
+    """One router's figures. Scores in percent, shares from 0 to 1; `by_experts` leaves out the pool's fallback expert.
 
     `own` is over the rows whose own expert the router looked at in this run (`own_rows`); None where it saw no task's.
     `agreed` is how often the expert that leads, scored beside the chain, is the chain's; None for the chain itself.
@@ -74,7 +74,7 @@ def line(
         rouge_l=mean(answer.rouge_l for answer in answers),
         rouge_l_by_task=_by_task(answers),
         exact=mean(answer.exact for answer in answers),
-        by_experts=mean(answer.leader is not None for answer in answers),
+        by_experts=mean(answer.leader is not None and not answer.fallback for answer in answers),
         fallback=mean(answer.fallback for answer in answers),
         own=mean(answer.leader == own[answer.task] for answer in owned) if owned else None,
         own_rows=len(owned),

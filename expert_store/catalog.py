@@ -134,6 +134,7 @@ class Catalog:
     generation: int = 0
     experts: Mapping[str, Expert] = field(default_factory=lambda: MappingProxyType({}))
     chain: tuple[str, ...] = ()
+    fallback: str | None = None
 
     def resolve(self, ref: str) -> ExpertVersion:
         """`name` (its live version), `name@3` or `name@alias`. Raises UnknownExpert, UnknownVersion, UnknownAlias."""
@@ -146,3 +147,8 @@ class Catalog:
         """The live versions to ask, in order. A name without a self-selecting live version keeps its place, unasked."""
         live = (self.experts[name].live for name in self.chain)
         return tuple(version for version in live if version is not None and version.self_selecting)
+
+    @property
+    def fallback_expert(self) -> ExpertVersion | None:
+        """The live version that answers where nobody accepts; None is the base model, also while none is live."""
+        return None if self.fallback is None else self.experts[self.fallback].live

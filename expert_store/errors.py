@@ -5,6 +5,7 @@ StoreError                      `message`, and `field`: the input at fault, wher
 ├── InvalidManifest             what was said about the adapter does not hold
 ├── InvalidName                 an expert or alias name outside the pattern
 ├── InvalidChain                a chain order that repeats a name or holds one that cannot choose
+├── InvalidFallback             somebody who could not answer in the base model's place
 ├── UnknownExpert
 ├── UnknownVersion
 ├── UnknownAlias
@@ -62,6 +63,13 @@ class InvalidChain(StoreError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, field="order")
+
+
+class InvalidFallback(StoreError):
+    """The fallback is a version instead of a name, or a name without a live version."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, field="expert")
 
 
 class UnknownExpert(StoreError):

@@ -8,7 +8,15 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from expert_store.catalog import LIVE
-from expert_store.errors import CorruptStore, UnknownAlias, UnknownExpert, UnknownVersion, VersionInUse
+from expert_store.errors import (
+    CorruptStore,
+    InvalidFallback,
+    UnknownAlias,
+    UnknownExpert,
+    UnknownVersion,
+    VersionInUse,
+    shown,
+)
 from expert_store.manifest import Digest, Name
 
 
@@ -43,6 +51,7 @@ class CatalogRecord(_Record):
     format: Literal[1] = 1
     generation: NonNegativeInt = 0
     chain: tuple[str, ...] = ()
+    fallback: str | None = None
     experts: Mapping[Name, ExpertRecord] = {}
 
     @model_validator(mode="after")
@@ -50,6 +59,13 @@ class CatalogRecord(_Record):
         lost = [name for name in self.chain if name not in self.experts or not self.experts[name].versions]
         if lost or len(set(self.chain)) != len(self.chain):
             raise ValueError(f"the chain repeats a name or holds names without a version: {lost or self.chain}")
+        return self
+
+    @model_validator(mode="after")
+    def _fallback_exists(self) -> Self:
+        name = self.fallback
+        if name is not None and (name not in self.experts or not self.experts[name].versions):
+            raise ValueError(f"the fallback {name} has no version")
         return self
 
     def to_bytes(self) -> bytes:
@@ -74,7 +90,7 @@ class CatalogRecord(_Record):
         return self._next(expert=(name, expert), chain=(name, *self.chain) if joins else self.chain)
 
     def without_version(self, name: str, version: int) -> Self:
-        """Forgets a version. With its last one a name leaves the chain. Raises VersionInUse."""
+        """Forgets a version. With its last one a name leaves the chain and is no fallback. Raises VersionInUse."""
         old = self._expert_with(name, version)
         pointing = sorted(alias for alias, target in old.aliases.items() if target == version)
         if pointing:
@@ -82,7 +98,8 @@ class CatalogRecord(_Record):
         left = {number: digest for number, digest in old.versions.items() if number != version}
         expert = old.model_copy(update={"versions": left, "joined_chain": old.joined_chain and bool(left)})
         chain = self.chain if left else tuple(other for other in self.chain if other != name)
-        return self._next(expert=(name, expert), chain=chain)
+        following = self._next(expert=(name, expert), chain=chain)
+        return following if left or name != self.fallback else following.model_copy(update={"fallback": None})
 
     def with_alias(self, name: str, alias: str, version: int) -> Self:
         old = self._expert_with(name, version)
@@ -99,6 +116,16 @@ class CatalogRecord(_Record):
         joined = {name: self._expert(name).model_copy(update={"joined_chain": True}) for name in order}
         update = {"experts": {**self.experts, **joined}, "chain": tuple(order), "generation": self.generation + 1}
         return self.model_copy(update=update)
+
+    def with_fallback(self, name: str | None) -> Self:
+        """Raises UnknownExpert, InvalidFallback."""
+        if name is not None and "@" in name:
+            raise InvalidFallback(f"{shown(name)} names a version: give the bare name, whose live version then answers")
+        if name is not None and LIVE not in self._expert(name).aliases:
+            raise InvalidFallback(
+                f"expert {shown(name)} has no live version to answer: point its alias live at one first"
+            )
+        return self.model_copy(update={"fallback": name, "generation": self.generation + 1})
 
     def _next(self, *, expert: tuple[str, ExpertRecord], chain: tuple[str, ...] | None = None) -> Self:
         name, record = expert

@@ -189,6 +189,14 @@ class ExpertStore:
             _check_order(order, self._snapshot(record))
             return self._commit(record.with_chain(order))
 
+    def set_fallback(self, name: str | None) -> Catalog:
+        """Who answers, with its live version, where nobody accepts; None is the base model.
+
+        Raises UnknownExpert, InvalidFallback.
+        """
+        with write_lock(self._layout):
+            return self._commit(read_record(self._layout).with_fallback(name))
+
     def publish_router(self, staged: Staged, draft: RouterDraft) -> RouterVersion:
         """Makes the staged router.safetensors the next version of the learned router, in use from now on."""
         with write_lock(self._layout):
@@ -288,7 +296,7 @@ class ExpertStore:
             for name, expert in sorted(record.experts.items())
             if expert.versions
         }
-        return Catalog(record.generation, MappingProxyType(experts), record.chain)
+        return Catalog(record.generation, MappingProxyType(experts), record.chain, record.fallback)
 
 
 def _create(layout: Layout, disk: Disk) -> None:

@@ -26,6 +26,7 @@ from server.centroids import Centroids
 from server.demo import seed_demo
 from server.engine import Engine, EngineConfig, EngineObserver
 from server.errors import ForeignStore, RelayError, SettingsError
+from server.made_centroids import MadeCentroids
 from server.metrics import Metrics
 from server.model.base import Base, load_base, public_name
 from server.model.chat import ChatFormat
@@ -77,6 +78,7 @@ def build_app(settings: Settings, *, make_engine: EngineFactory = Engine) -> Fas
         finally:
             app.state.serving = None
             await asyncio.to_thread(running.engine.stop)
+            await _end(running.making)
             await asyncio.to_thread(running.gradients.close)
 
     app = FastAPI(
@@ -109,6 +111,7 @@ class _Running:
     serving: Serving
     engine: AppEngine
     gradients: GradientWorker
+    making: asyncio.Task[None]
 
 
 async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
@@ -134,11 +137,12 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         max_rank=settings.max_rank,
         expert_memory_bytes=settings.expert_memory,
     )
+    made = MadeCentroids(settings.cache, gradients, chat)
     service = Service(
         engine=engine,
         chat=chat,
         tokenizer=base.tokenizer,
-        routers=_routers(settings, store, gradients),
+        routers=_routers(settings, store, gradients, made),
         shortlists=Shortlists(feature),
         catalog=lambda: store.catalog,
         pins=pins,
@@ -152,15 +156,26 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     except BaseException:
         await asyncio.to_thread(engine.stop)
         raise
-    return _Running(_serving(settings, service, registry, metrics, engine), engine, gradients)
+    making = asyncio.create_task(made.keep_up(lambda: store.catalog))
+    return _Running(_serving(settings, service, registry, metrics, engine), engine, gradients, making)
 
 
-def _routers(settings: Settings, store: ExpertStore, gradients: GradientWorker) -> dict[ScoringRouter, Router]:
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _routers(
+    settings: Settings, store: ExpertStore, gradients: GradientWorker, made: MadeCentroids
+) -> dict[ScoringRouter, Router]:
     """Every router a request can name, by its name."""
     return {
         "chain": ChainRouter(window=settings.chain_window, plain_window=settings.plain_window),
         "gradient": GradientRouter(
-            gradients, num_experts=settings.gradient_experts, base_weight=settings.gradient_base_weight
+            gradients,
+            num_experts=settings.gradient_experts,
+            base_weight=settings.gradient_base_weight,
+            made=made,
         ),
         "learned": LearnedRouter(store, base_fingerprint=gradients.base_fingerprint),
     }

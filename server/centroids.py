@@ -16,8 +16,7 @@ from expert_store import (
 )
 from server.errors import InvalidRequest
 from server.model.chat import ChatFormat, Prompt
-from server.model.sketch import Projection
-from server.routing.gradient import GradientPool, base_adapter, find_pool, fits
+from server.routing.gradient import Census, base_adapter, fits, take_census
 
 
 class Gradients(Protocol):
@@ -51,15 +50,18 @@ class Centroids:
         if base is None or base.name == name or not samples:
             lacks = "samples" if base is not None else "a base adapter in the pool"
             return f"none, for want of {lacks}: the gradient router leaves it out"
-        origin, width = self._origin(base, catalog)
+        census = self._census(catalog)
+        if census is None:
+            return "none, since those of the pool were projected differently"
         prompts = [self._chat.render([{"role": "user", "content": sample}]) for sample in samples]
+        seed = census.origin.projection_seed
         try:
-            vector_D = await self._gradients.centroid(base, prompts, width=width, seed=origin.projection_seed)
+            vector_D = await self._gradients.centroid(base, prompts, width=census.width, seed=seed)
         except InvalidRequest as error:
             return f"none, since its samples give none: {error.message}"
         except (InvalidAdapter, OSError) as error:  # the base adapter's files, which are not the upload's fault
             return f"none, since base adapter {base.ref} cannot be read: {error}"
-        path.write_bytes(Centroid(origin, vector_D).to_bytes())
+        path.write_bytes(Centroid(census.origin, vector_D).to_bytes())
         return f"made from {len(prompts)} samples, with base adapter {base.ref}"
 
     def _judge(self, centroid: Centroid, base: ExpertVersion | None, catalog: Catalog) -> str:
@@ -71,25 +73,23 @@ class Centroids:
         reason = fits(centroid, base, gradients.base_fingerprint, gradients.feature)
         if reason is not None:
             raise _refusal(reason)
-        pool = find_pool(catalog, base_fingerprint=gradients.base_fingerprint, feature=gradients.feature)
-        if isinstance(pool, GradientPool):
-            given, wanted = (
-                f"seed {origin.projection_seed} to {width} values"
-                for origin, width in ((centroid.origin, len(centroid.vector_D)), (pool.origin, pool.width))
-            )
+        census = self._census(catalog)
+        if census is not None and census.fitting:
+            given = _projection(centroid.origin, len(centroid.vector_D))
+            wanted = _projection(census.origin, census.width)
             if given != wanted:
                 raise _refusal(f"it was projected with {given}, the pool's with {wanted}")
         return f"it came with one, made with base adapter {base.ref}"
 
-    def _origin(self, base: ExpertVersion, catalog: Catalog) -> tuple[Origin, int]:
-        """What the pool's centroids have in common, or will, and their width."""
+    def _census(self, catalog: Catalog) -> Census | None:
+        """What the pool's centroids have in common, or will; None where they are at odds."""
         gradients = self._gradients
-        pool = find_pool(catalog, base_fingerprint=gradients.base_fingerprint, feature=gradients.feature)
-        if isinstance(pool, GradientPool):
-            return pool.origin, pool.width
-        projection = Projection()
-        origin = Origin(gradients.base_fingerprint, base.adapter_digest, gradients.feature, projection.seed)
-        return origin, projection.width
+        census = take_census(catalog, base_fingerprint=gradients.base_fingerprint, feature=gradients.feature)
+        return census if isinstance(census, Census) else None
+
+
+def _projection(origin: Origin, width: int) -> str:
+    return f"seed {origin.projection_seed} to {width} values"
 
 
 def _refusal(reason: str) -> InvalidAdapter:

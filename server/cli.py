@@ -95,6 +95,22 @@ def routers(url: Url = None, as_json: AsJson = False) -> None:
         _print(client.list_routers(server_url(url)), show.router_table, as_json=as_json)
 
 
+@app.command()
+def fallback(
+    name: Annotated[str | None, typer.Argument(help="The expert to answer; without it, ask who does now.")] = None,
+    none: Annotated[bool, typer.Option("--none", help="Let the base model answer.")] = False,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set or show who answers where no expert accepts."""
+    if name is not None and none:
+        raise typer.BadParameter("give a name or --none, not both")
+    with _clear_errors():
+        changed = name is not None or none
+        answer = client.set_fallback(server_url(url), name) if changed else client.show_fallback(server_url(url))
+        _print(answer, show.fallback, as_json=as_json)
+
+
 @experts.command("list")
 def list_experts(url: Url = None, as_json: AsJson = False) -> None:
     """List the experts of a server."""

@@ -52,6 +52,16 @@ def remove_alias(url: str, name: str, alias: str) -> None:
     _call("DELETE", url, f"/experts/{_segment(name)}/aliases/{_segment(alias)}")
 
 
+def show_fallback(url: str) -> dict[str, Any]:
+    """Raises ClientError."""
+    return _call("GET", url, "/fallback")
+
+
+def set_fallback(url: str, name: str | None) -> dict[str, Any]:
+    """None leaves it to the base model. Raises ClientError."""
+    return _call("PUT", url, "/fallback", json={"expert": name})
+
+
 def add_expert(url: str, folder: Path, *, name: str | None, activate: bool) -> dict[str, Any]:
     """Registers the adapter in `folder`, with the gate, profile, centroid and manifest.json beside it if there.
 

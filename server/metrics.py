@@ -247,7 +247,8 @@ class Metrics:
         if decision.shortlist is not None:
             self._count_shortlist(decision.shortlist)
         if decision.fallback:
-            self.fallbacks.labels(decision.reason, "refuse" if refused else "base").inc()
+            action = "refuse" if refused else "base" if decision.expert is None else "expert"
+            self.fallbacks.labels(decision.reason, action).inc()
 
     def _observe_routers(self, decision: Decision, seconds: float | None) -> None:
         if decision.is_routed and seconds is not None:

@@ -219,6 +219,16 @@ class Registry:
         log.info("chain_set", order=list(order), catalog_generation=catalog.generation)
         return catalog
 
+    async def set_fallback(self, name: str | None) -> Catalog:
+        """Raises UnknownExpert, InvalidFallback."""
+        try:
+            catalog = await in_background(lambda: self._store.set_fallback(name))
+        except UnknownExpert as error:
+            error.field = "expert"
+            raise
+        log.info("fallback_set", expert=name, catalog_generation=catalog.generation)
+        return catalog
+
     def _check_base(self, draft: ManifestDraft) -> Check:
         if draft.base_fingerprint is None:
             return Check("base", True, "the manifest names no base; the shapes fit this one")

@@ -37,12 +37,14 @@ from server.routing.base import (
     pinned,
     unrouted,
 )
+from server.routing.fallback import with_fallback
 from server.routing.gradient import GradientPlan
 from server.routing.shadow import ShadowPlans
 from server.text import TextStream, Tokenizer
 from server.trace import Measured, Timings, Trace, Usage
 
 FinishReason = Literal["stop", "length", "refused"]
+Fallback = Literal["expert", "base", "refuse"]
 
 
 class EngineSession(RoutingSession, Measured, Protocol):
@@ -94,7 +96,8 @@ class Query:
 
     `shortlist` is how many experts the chain may ask beside those without a profile; 0 is all. `shadow` are routers to
     be scored beside the one that decides. `gradient_experts` is how many the gradient router mixes,
-    `gradient_base_weight` what its base adapter weighs; None as it is set.
+    `gradient_base_weight` what its base adapter weighs; None as it is set. `fallback` says who answers when no expert
+    accepts: the pool's fallback expert, or else the base model; the base model in any case; nobody.
     """
 
     prompt: tuple[Message, ...] | RawPrompt
@@ -103,16 +106,16 @@ class Query:
     shortlist: int
     shadow: tuple[ScoringRouter, ...] = ()
     gradient_experts: int | None = None
+    fallback: Fallback = "expert"
     gradient_base_weight: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationQuery(Query):
-    """`refuse_fallback`: rather no answer than the base model's when no expert accepts."""
+    """How the answer is generated, and where it ends."""
 
     sampling: Sampling
     stops: tuple[str, ...]
-    refuse_fallback: bool
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class Service:
         with Trace(endpoint, self._metrics) as trace:
             async with self._routed(query, trace, query.sampling.max_new_tokens) as (session, decision):
                 await listener.on_decision(trace.request_id, decision)
-                if decision.fallback and query.refuse_fallback:
+                if decision.fallback and query.fallback == "refuse":
                     trace.refused = True
                     text, reason = _REFUSAL
                 else:
@@ -230,7 +233,10 @@ class Service:
         plan = self._routers[query.router].plan(catalog) if named is None and query.router != "none" else None
         if isinstance(plan, GradientPlan):
             plan = plan.wanted(query.gradient_experts, query.gradient_base_weight)
-        return _Case(query.router, catalog, named, plan, ShadowPlans.of(query.shadow, self._routers, catalog))
+        fallback = catalog.fallback_expert if query.fallback == "expert" else None
+        shadows = ShadowPlans.of(query.shadow, self._routers, catalog, fallback)
+        plan = None if plan is None else with_fallback(plan, fallback)
+        return _Case(query.router, catalog, named, plan, shadows)
 
     async def _open(self, case: "_Case", prompt: Prompt, max_new_tokens: int) -> "tuple[_Case, EngineSession]":
         """Shadows the engine has no room for are left out: they never cost a request its answer."""

@@ -14,7 +14,8 @@ def decision(answer: Mapping[str, Any]) -> RenderableType:
     """Who would answer, why, and who was asked."""
     routing, usage, timings = answer["routing"], answer["usage"], answer["timings"]
     who = _who(routing)
-    line = Text.assemble((who, "bold"), f"  {routing['reason']}")
+    why = f"{routing['reason']}, as fallback" if routing["fallback"] and routing["expert"] else routing["reason"]
+    line = Text.assemble((who, "bold"), f"  {why}")
     if routing["score"] is not None:
         line.append(f"  score {routing['score']:.4f}")
     cost = (
@@ -50,9 +51,21 @@ def router_table(answer: Mapping[str, Any]) -> RenderableType:
     table = _table("router", "ready", "version", "missing", "run")
     for router in answer["routers"]:
         name = f"{router['router']} (default)" if router["router"] == answer["default"] else router["router"]
-        missing, run = "; ".join(router["missing"]) or "-", _or_dash(router["run"])
+        pending = [f"{router['pending']} centroids, which are being made"] if router["pending"] else []
+        missing, run = "; ".join([*router["missing"], *pending]) or "-", _or_dash(router["run"])
         _add_row(table, name, "yes" if router["ready"] else "no", _or_dash(router["version"]), missing, run)
     return table
+
+
+def fallback(answer: Mapping[str, Any]) -> RenderableType:
+    """Who answers where nobody accepts."""
+    if answer["expert"] is None:
+        return Text("where nobody accepts, the base model answers")
+    if answer["version"] is None:
+        return Text(
+            f"where nobody accepts, {answer['expert']} is to answer, but has no live version: the base model does"
+        )
+    return Text(f"where nobody accepts, {answer['expert']}@{answer['version']} answers")
 
 
 def expert_table(answer: Mapping[str, Any]) -> RenderableType:

@@ -140,7 +140,6 @@ def _query(body: CompletionRequest, serving: Serving) -> GenerationQuery:
         shortlist=serving.default_shortlist,
         sampling=_sampling(body, serving),
         stops=tuple(body.stop),
-        refuse_fallback=False,
     )
 
 

@@ -81,6 +81,7 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     store_errors.InvalidManifest: ErrorKind(422, _INVALID, "invalid_manifest"),
     store_errors.InvalidName: ErrorKind(422, _INVALID, "invalid_name"),
     store_errors.InvalidChain: ErrorKind(422, _INVALID, "invalid_chain"),
+    store_errors.InvalidFallback: ErrorKind(422, _INVALID, "invalid_fallback"),
     store_errors.UnknownExpert: ErrorKind(404, _INVALID, "unknown_expert"),
     store_errors.UnknownVersion: ErrorKind(404, _INVALID, "unknown_version"),
     store_errors.UnknownAlias: ErrorKind(404, _INVALID, "unknown_alias"),

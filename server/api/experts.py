@@ -1,4 +1,4 @@
-"""The expert pool over HTTP: register, look, delete, point aliases, order the chain. Decides nothing itself."""
+"""The expert pool over HTTP: register, look, delete, point aliases, set chain and fallback. Decides nothing itself."""
 
 from typing import Annotated
 
@@ -15,12 +15,21 @@ from server.api.schemas import (
     DeletedVersion,
     ExpertList,
     ExpertRecord,
+    FallbackRequest,
+    FallbackResponse,
     RegistrationResponse,
     VersionRecord,
 )
 from server.api.serving import Ready
 from server.api.upload import receive_registration
-from server.api.views import chain_response, expert_list, expert_record, registration_response, version_record
+from server.api.views import (
+    chain_response,
+    expert_list,
+    expert_record,
+    fallback_response,
+    registration_response,
+    version_record,
+)
 
 router = APIRouter(tags=["experts"])
 
@@ -105,6 +114,20 @@ async def show_chain(serving: Ready) -> ChainResponse:
 async def set_chain(serving: Ready, body: Annotated[ChainRequest, Depends(read_json(ChainRequest))]) -> ChainResponse:
     """Sets who is asked, first to last."""
     return chain_response(await serving.registry.set_chain(body.order, expected_generation=body.generation))
+
+
+@router.get("/fallback", responses=errors(503))
+async def show_fallback(serving: Ready) -> FallbackResponse:
+    """Who answers where nobody accepts."""
+    return fallback_response(serving.registry.catalog)
+
+
+@router.put("/fallback", responses=errors(400, 404, 413, 415, 422, 503), openapi_extra=json_request(FallbackRequest))
+async def set_fallback(
+    serving: Ready, body: Annotated[FallbackRequest, Depends(read_json(FallbackRequest))]
+) -> FallbackResponse:
+    """Sets who answers where nobody accepts."""
+    return fallback_response(await serving.registry.set_fallback(body.expert))
 
 
 def _expert(name: str, catalog: Catalog) -> Expert:

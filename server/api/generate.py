@@ -119,7 +119,7 @@ def _generation_query(body: GenerateRequest, serving: Serving) -> GenerationQuer
         gradient_base_weight=body.gradient_base_weight,
         sampling=_sampling(body, serving),
         stops=tuple(body.stop),
-        refuse_fallback=body.fallback == "refuse",
+        fallback=body.fallback,
     )
 
 

@@ -12,13 +12,21 @@ from server.api.schemas import (
     AliasRequest,
     ChainRequest,
     ErrorResponse,
+    FallbackRequest,
     GenerateRequest,
     PromptRequest,
     example_error,
 )
 
 _REF = "#/components/schemas/{model}"
-_REQUEST_MODELS = (AliasRequest, ChainRequest, CompletionRequest, GenerateRequest, PromptRequest)
+_REQUEST_MODELS = (
+    AliasRequest,
+    ChainRequest,
+    CompletionRequest,
+    FallbackRequest,
+    GenerateRequest,
+    PromptRequest,
+)
 _TEXT = {"type": "string"}
 _FILE = {"type": "string", "format": "binary"}
 _ERRORS = {

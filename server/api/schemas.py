@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from expert_store import Indicators, Kind, Training
 from server.model.sampling import Sampling
 from server.routing.base import Reason, RouterName, ScoringRouter
-from server.service import FinishReason
+from server.service import Fallback, FinishReason
 from server.settings import MAX_BASE_WEIGHT, MAX_GRADIENT_EXPERTS, MAX_SHORTLIST
 
 MAX_STOPS = 16
@@ -174,8 +174,10 @@ class GenerateRequest(PromptRequest, SamplingFields):
         description="Most tokens to generate; default 128, capped by the server's setting.",
     )
     min_new_tokens: int = Field(0, ge=0, le=HARD_MAX_NEW_TOKENS, description="No end of text before so many tokens.")
-    fallback: Literal["base", "refuse"] = Field(
-        "base", description="When no expert accepts: let the base model answer, or answer nothing."
+    fallback: Fallback = Field(
+        "expert",
+        description="When no expert accepts: let the pool's fallback expert answer, or else the base model; the base "
+        "model in any case; or answer nothing.",
     )
 
     @model_validator(mode="after")
@@ -208,6 +210,14 @@ class ChainRequest(RequestModel):
     generation: Generation | None = Field(
         None, description="Change only if the catalog is still at this generation, else 409."
     )
+
+
+class FallbackRequest(RequestModel):
+    """The body of `PUT /fallback`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"expert": "general"}]})
+
+    expert: Ref | None = Field(description="Name of the expert to answer where nobody accepts; null: the base model.")
 
 
 class UsageModel(ResponseModel):
@@ -262,7 +272,10 @@ class RoutingModel(ResponseModel):
     version: int | None
     digest: str | None
     score: float | None = Field(description="The expert's own probability that the query is its task.")
-    fallback: bool = Field(description="True where every expert that was asked rejected the query.")
+    fallback: bool = Field(
+        description="True where every expert that was asked rejected the query: `expert` is then the pool's fallback "
+        "expert, or null."
+    )
     reason: Reason
     considered: list[ConsideredModel]
     catalog_generation: int
@@ -423,12 +436,18 @@ class ChainResponse(CatalogChange):
     members: list[ChainMember]
 
 
+class FallbackResponse(CatalogChange):
+    expert: str | None = Field(description="null: the base model answers where nobody accepts.")
+    version: int | None = Field(description="The live version; null where there is none, and the base model answers.")
+
+
 class RouterModel(ResponseModel):
     router: ScoringRouter
     ready: bool
     version: int | None = Field(description="Of what it decides with; null where nothing is trained for it.")
     missing: list[str] = Field(description="What it lacks, or what does not fit this base and catalog.")
     run: str | None = Field(description="The command that mends it.")
+    pending: int = Field(description="Experts whose centroids are being made; each takes part once its own is there.")
 
 
 class RouterList(CatalogChange):

@@ -12,6 +12,7 @@ from server.api.schemas import (
     ExpertList,
     ExpertRecord,
     ExpertSummary,
+    FallbackResponse,
     FileModel,
     GateModel,
     GenerateResponse,
@@ -81,7 +82,9 @@ def _shadow(shadow: Shadow, used: Decision) -> ShadowModel:
 
 def router_list(statuses: Sequence[RouterStatus], default: RouterName, catalog_generation: int) -> RouterList:
     routers = [
-        RouterModel(router=s.router, ready=s.ready, version=s.version, missing=list(s.missing), run=s.way_out)
+        RouterModel(
+            router=s.router, ready=s.ready, version=s.version, missing=list(s.missing), run=s.way_out, pending=s.pending
+        )
         for s in statuses
     ]
     return RouterList(default=default, routers=routers, catalog_generation=catalog_generation)
@@ -161,6 +164,13 @@ def chain_response(catalog: Catalog) -> ChainResponse:
     asked = {version.name for version in catalog.chain_experts()}
     members = [_chain_member(catalog.experts[name], asked=name in asked) for name in catalog.chain]
     return ChainResponse(order=list(catalog.chain), members=members, catalog_generation=catalog.generation)
+
+
+def fallback_response(catalog: Catalog) -> FallbackResponse:
+    live = catalog.fallback_expert
+    return FallbackResponse(
+        expert=catalog.fallback, version=live.version if live else None, catalog_generation=catalog.generation
+    )
 
 
 def _chain_member(expert: Expert, *, asked: bool) -> ChainMember:

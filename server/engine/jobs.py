@@ -309,8 +309,10 @@ class GenerateJob(Answer):
         return resources.access
 
     def _drop_others(self, state: SessionState, resources: Resources) -> None:
+        """All but a base lane of which the answer's lane has still to copy a part: a freed block is soon another's."""
+        kept = state.base if self.lane is not None and self.lane.sequence.needs_parent else None
         for lane in list(state.lanes()):
-            if lane is not self.lane:
+            if lane is not self.lane and lane is not kept:
                 state.drop(lane, resources.blocks)
 
     def _base_lane(self, state: SessionState, resources: Resources) -> Lane:

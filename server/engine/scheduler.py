@@ -42,6 +42,11 @@ class Sequence:
         return self.fork is not None and self.fork.parent.computed < self.fork.num_shared
 
     @property
+    def needs_parent(self) -> bool:
+        """Whether blocks of the parent are still to be computed, or to be copied from."""
+        return self.fork is not None and (self.awaits_parent or self.fork.copy is not None)
+
+    @property
     def num_reusable(self) -> int:
         """How many of its tokens may come from elsewhere: those behind which logits are wanted have to be computed."""
         ends = [len(self.tokens)] if self.wants_logits else [len(self.tokens) + 1]

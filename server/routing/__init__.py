@@ -17,6 +17,7 @@ from server.routing.base import (
     unrouted,
 )
 from server.routing.chain import ChainRouter, decide, score
+from server.routing.fallback import with_fallback
 from server.routing.gradient import GradientPlan, GradientRouter, base_adapter, find_pool
 from server.routing.learned import LearnedRouter
 from server.routing.shadow import ShadowPlans
@@ -48,4 +49,5 @@ __all__ = [
     "pinned",
     "score",
     "unrouted",
+    "with_fallback",
 ]

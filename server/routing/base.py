@@ -74,7 +74,8 @@ class Shortlist:
 
 @dataclass(frozen=True)
 class Decision:
-    """Who answers and why. `expert` None is the base model; `fallback`: it answers for want of an expert.
+    """Who answers and why. `expert` None is the base model; `fallback`: it, or the pool's fallback expert, answers for
+    want of one that accepts.
 
     `score` is an accepting expert's own; `shortlist` None: the whole chain was there to be asked. `shadows` are what
     other routers made of the same prompt.
@@ -130,13 +131,15 @@ class Shadow:
 class RouterStatus:
     """Whether a router can decide on one catalog. `missing` says what it lacks, and `way_out` the command to run then.
 
-    `version` names what it decides with, where that is trained and versioned.
+    `version` names what it decides with, where that is trained and versioned; `pending` counts experts that will take
+    part as soon as what they lack has been made.
     """
 
     router: ScoringRouter
     version: int | None = None
     missing: tuple[str, ...] = ()
     way_out: str | None = None
+    pending: int = 0
 
     @property
     def ready(self) -> bool:

@@ -5,7 +5,8 @@ the expert counts. Knows vectors and experts; nothing of how a prompt becomes a 
 
 Choices of ours: only the `num_experts` with the largest weights answer, scaled so that theirs sum to 1 (the paper has
 all C of them); w_base is 1 / C unless it is set. The pool is everybody whose live version has a centroid made with the
-one version that bears the alias `gradient-base`, which is the base adapter.
+one version that bears the alias `gradient-base`, which is the base adapter: published with the version, or made of its
+samples since.
 """
 
 import threading
@@ -20,6 +21,7 @@ from expert_store import BASE_ALIAS, Catalog, Centroid, ExpertVersion, Origin, V
 from server.engine.answerer import LogitMixture, Weighted
 from server.engine.types import Branches
 from server.model.chat import Prompt
+from server.model.sketch import Projection
 from server.routing.base import Considered, Decision, Prober, RouterStatus, Shortlist
 
 _WAY_OUT = "relay train elrea --data rows.jsonl --out DIR --register NAME"
@@ -49,6 +51,7 @@ class GradientPool:
     experts: tuple[ExpertVersion, ...]
     centroids_CD: NDArray[np.float32]
     origin: Origin
+    pending: int = 0  # experts whose centroid is being made
 
     @property
     def width(self) -> int:
@@ -58,6 +61,37 @@ class GradientPool:
 @dataclass(frozen=True)
 class _Missing:
     reasons: tuple[str, ...]
+    pending: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Census:
+    """Who of a catalog has a centroid that fits, and who could get one made of its samples.
+
+    `found` have any; `fitting` are in the pool. All of the pool's are of `origin`, [width], those that are made too.
+    """
+
+    base: ExpertVersion
+    found: tuple[tuple[ExpertVersion, Centroid], ...]
+    fitting: tuple[tuple[ExpertVersion, Centroid], ...]
+    wanting: tuple[ExpertVersion, ...]
+    origin: Origin
+    width: int
+
+
+class Made(Protocol):
+    """Centroids that were made of samples; `server.made_centroids.MadeCentroids` in production."""
+
+    @property
+    def revision(self) -> int:
+        """Grows with every one."""
+        ...
+
+    def get(self, expert: ExpertVersion, census: Census) -> Centroid | None: ...
+
+    def num_pending(self, census: Census) -> int:
+        """How many are still to be made."""
+        ...
 
 
 def base_adapter(catalog: Catalog) -> ExpertVersion | None:
@@ -66,27 +100,42 @@ def base_adapter(catalog: Catalog) -> ExpertVersion | None:
     return bearers[0] if len(bearers) == 1 and bearers[0].kind == "lora" else None
 
 
-def find_pool(catalog: Catalog, *, base_fingerprint: str, feature: str) -> "GradientPool | _Missing":
-    """The pool of a catalog, or what it lacks."""
-    bearers = _bearers(catalog)
-    if len(bearers) != 1:
-        return _Missing((_no_single_base(bearers),))
-    [base] = bearers
-    if base.kind != "lora":
-        return _Missing((f"{base.ref} has the alias {BASE_ALIAS}, but a base adapter must be a plain LoRA",))
+def take_census(catalog: Catalog, *, base_fingerprint: str, feature: str) -> "Census | _Missing":
+    """Or why there can be no pool. Experts of another base adapter's own ELREA pool, which began from it, stay out."""
+    base = base_adapter(catalog)
+    if base is None:
+        return _Missing((_no_base(_bearers(catalog)),))
     live = [expert.live for expert in catalog.experts.values() if expert.name != base.name]
-    found = [(version, version.centroid) for version in live if version is not None and version.centroid is not None]
+    versions = [version for version in live if version is not None]
+    found = [(version, version.centroid) for version in versions if version.centroid is not None]
     fitting = [
         (version, centroid) for version, centroid in found if fits(centroid, base, base_fingerprint, feature) is None
     ]
-    if not fitting:
-        return _Missing(_nobody_fits(base, found, base_fingerprint, feature))
     shapes = {(centroid.origin.projection_seed, len(centroid.vector_D)) for _, centroid in fitting}
     if len(shapes) > 1:
         said = ", ".join(f"seed {seed} to {width}" for seed, width in sorted(shapes))
         return _Missing((f"the centroids of {_refs([v for v, _ in fitting])} were projected differently: {said}",))
-    vectors_CD = np.stack([centroid.vector_D for _, centroid in fitting])
-    return GradientPool(base, tuple(version for version, _ in fitting), vectors_CD, fitting[0][1].origin)
+    projection = Projection()
+    [(seed, width)] = shapes or {(projection.seed, projection.width)}
+    inside = {version.digest for version, _ in fitting}
+    wanting = [v for v in versions if v.digest not in inside and v.manifest.samples and not _is_of_a_pool(v)]
+    origin = Origin(base_fingerprint, base.adapter_digest, feature, seed)
+    return Census(base, tuple(found), tuple(fitting), tuple(wanting), origin, width)
+
+
+def find_pool(
+    catalog: Catalog, *, base_fingerprint: str, feature: str, made: Made | None = None
+) -> "GradientPool | _Missing":
+    """The pool of a catalog, or what it lacks."""
+    census = take_census(catalog, base_fingerprint=base_fingerprint, feature=feature)
+    if isinstance(census, _Missing):
+        return census
+    pending = 0 if made is None else made.num_pending(census)
+    members = [*census.fitting, *(() if made is None else _made(census, made))]
+    if not members:
+        return _Missing(_nobody_fits(census, base_fingerprint, feature), pending)
+    vectors_CD = np.stack([centroid.vector_D for _, centroid in members])
+    return GradientPool(census.base, tuple(version for version, _ in members), vectors_CD, census.origin, pending)
 
 
 def fits(centroid: Centroid, base: ExpertVersion, base_fingerprint: str, feature: str) -> str | None:
@@ -174,19 +223,28 @@ class GradientPlan:
 class GradientRouter:
     """Keeps the pool of the newest catalog it has seen."""
 
-    def __init__(self, source: GradientSource, *, num_experts: int = 2, base_weight: float | None = None) -> None:
+    def __init__(
+        self,
+        source: GradientSource,
+        *,
+        num_experts: int = 2,
+        base_weight: float | None = None,
+        made: Made | None = None,
+    ) -> None:
+        """`made`: where experts that came without a centroid may get theirs from."""
         self._source = source
+        self._made = made
         self._num_experts = num_experts
         self._base_weight = base_weight
         self._finding = threading.Lock()
-        self._found: tuple[int, GradientPool | _Missing] | None = None
+        self._found: tuple[tuple[int, int], GradientPool | _Missing] | None = None
 
     def status(self, catalog: Catalog) -> RouterStatus:
         """`version` is the base adapter's."""
         pool = self._pool(catalog)
         if isinstance(pool, _Missing):
-            return RouterStatus("gradient", missing=pool.reasons, way_out=_WAY_OUT)
-        return RouterStatus("gradient", version=pool.base.version)
+            return RouterStatus("gradient", missing=pool.reasons, way_out=_WAY_OUT, pending=pool.pending)
+        return RouterStatus("gradient", version=pool.base.version, pending=pool.pending)
 
     def plan(self, catalog: Catalog) -> GradientPlan:
         """Raises RouterNotReady."""
@@ -197,12 +255,13 @@ class GradientRouter:
 
     def _pool(self, catalog: Catalog) -> "GradientPool | _Missing":
         with self._finding:
-            if self._found is not None and self._found[0] == catalog.generation:
+            seen = (catalog.generation, 0 if self._made is None else self._made.revision)
+            if self._found is not None and self._found[0] == seen:
                 return self._found[1]
             source = self._source
-            pool = find_pool(catalog, base_fingerprint=source.base_fingerprint, feature=source.feature)
-            if self._found is None or self._found[0] < catalog.generation:
-                self._found = (catalog.generation, pool)
+            pool = find_pool(catalog, base_fingerprint=source.base_fingerprint, feature=source.feature, made=self._made)
+            if self._found is None or self._found[0] < seen:
+                self._found = (seen, pool)
             return pool
 
 
@@ -211,20 +270,31 @@ def _bearers(catalog: Catalog) -> list[ExpertVersion]:
     return [expert.versions[expert.aliases[BASE_ALIAS]] for expert in experts if BASE_ALIAS in expert.aliases]
 
 
-def _no_single_base(bearers: Sequence[ExpertVersion]) -> str:
+def _is_of_a_pool(version: ExpertVersion) -> bool:
+    training = version.manifest.training
+    return version.centroid is not None and training is not None and training.recipe == "elrea"
+
+
+def _made(census: Census, made: Made) -> list[tuple[ExpertVersion, Centroid]]:
+    """Those of the wanting that have theirs by now."""
+    found = [(version, made.get(version, census)) for version in census.wanting]
+    return [(version, centroid) for version, centroid in found if centroid is not None]
+
+
+def _no_base(bearers: Sequence[ExpertVersion]) -> str:
     if not bearers:
         return f"no version has the alias {BASE_ALIAS}, so there is no base adapter to take gradients with"
-    return f"{_refs(bearers)} all have the alias {BASE_ALIAS}: remove it from all but one"
+    if len(bearers) > 1:
+        return f"{_refs(bearers)} all have the alias {BASE_ALIAS}: remove it from all but one"
+    return f"{bearers[0].ref} has the alias {BASE_ALIAS}, but a base adapter must be a plain LoRA"
 
 
-def _nobody_fits(
-    base: ExpertVersion, found: Sequence[tuple[ExpertVersion, Centroid]], base_fingerprint: str, feature: str
-) -> tuple[str, ...]:
-    if not found:
-        return (f"no expert has a centroid made with base adapter {base.ref}",)
+def _nobody_fits(census: Census, base_fingerprint: str, feature: str) -> tuple[str, ...]:
+    if not census.found:
+        return (f"no expert has a centroid made with base adapter {census.base.ref}",)
     return tuple(
-        f"the centroid of {version.ref} does not fit: {fits(centroid, base, base_fingerprint, feature)}"
-        for version, centroid in found[:_SHOWN]
+        f"the centroid of {version.ref} does not fit: {fits(centroid, census.base, base_fingerprint, feature)}"
+        for version, centroid in census.found[:_SHOWN]
     )
 
 

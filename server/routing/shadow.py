@@ -15,6 +15,7 @@ from server.engine.types import Branches
 from server.errors import RelayError
 from server.model.chat import Prompt
 from server.routing.base import Decision, RoutePlan, Router, RoutingSession, ScoringRouter, Shadow, Shortlist
+from server.routing.fallback import with_fallback
 
 log = structlog.get_logger()
 _BUG = "it failed: the server's log says why"
@@ -28,9 +29,14 @@ class ShadowPlans:
 
     @classmethod
     def of(
-        cls, names: Sequence[ScoringRouter], routers: Mapping[ScoringRouter, Router], catalog: Catalog
+        cls,
+        names: Sequence[ScoringRouter],
+        routers: Mapping[ScoringRouter, Router],
+        catalog: Catalog,
+        fallback: ExpertVersion | None = None,
     ) -> "ShadowPlans":
-        return cls({name: _plan(routers[name], catalog) for name in names})
+        """`fallback` answers where nobody accepts; None is the base model."""
+        return cls({name: _plan(routers[name], catalog, fallback) for name in names})
 
     @property
     def readable(self) -> list[ExpertVersion]:
@@ -60,9 +66,9 @@ class ShadowPlans:
         return [plan for plan in self.plans.values() if not isinstance(plan, str)]
 
 
-def _plan(router: Router, catalog: Catalog) -> RoutePlan | str:
+def _plan(router: Router, catalog: Catalog, fallback: ExpertVersion | None) -> RoutePlan | str:
     try:
-        return router.plan(catalog)
+        return with_fallback(router.plan(catalog), fallback)
     except (RelayError, StoreError) as error:
         return error.message
     except Exception:

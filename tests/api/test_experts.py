@@ -115,6 +115,13 @@ async def test_the_chain_is_newest_first_and_can_be_ordered(world: App, alora: P
         ("PUT", "/chain", {"order": "sql"}, 422, "invalid_field", "order"),
         ("PUT", "/chain", {"order": [], "colour": 1}, 422, "unknown_field", "colour"),
         ("PUT", "/chain", {}, 422, "invalid_field", "order"),
+        ("PUT", "/fallback", {"expert": "nobody"}, 404, "unknown_expert", "expert"),
+        ("PUT", "/fallback", {"expert": "No Body"}, 404, "unknown_expert", "expert"),
+        ("PUT", "/fallback", {"expert": "sql@1"}, 422, "invalid_fallback", "expert"),
+        ("PUT", "/fallback", {"expert": 1}, 422, "invalid_field", "expert"),
+        ("PUT", "/fallback", {"expert": "x" * 161}, 422, "invalid_field", "expert"),
+        ("PUT", "/fallback", {}, 422, "invalid_field", "expert"),
+        ("PUT", "/fallback", {"expert": "sql", "version": 1}, 422, "unknown_field", "version"),
     ],
 )
 async def test_a_bad_change_is_refused_and_changes_nothing(

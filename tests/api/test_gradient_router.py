@@ -1,6 +1,8 @@
 """A pool with centroids over HTTP: registered, routed by gradient, and what is refused."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +136,60 @@ async def test_a_centroid_that_does_not_fit_is_refused(
     assert "pool-0" not in world.store.catalog.experts
 
 
+async def gradient_router(world: App) -> dict[str, Any]:
+    listed = (await world.ask("GET", "/routers")).json()["routers"]
+    [found] = [router for router in listed if router["router"] == "gradient"]
+    assert isinstance(found, dict)
+    return found
+
+
+async def pool_once_nothing_is_pending(world: App) -> dict[str, float]:
+    """Name to cosine of everybody in it."""
+    async with asyncio.timeout(60):
+        while (await gradient_router(world))["pending"]:
+            await asyncio.sleep(0.02)
+    routing = (await world.ask("POST", "/route", {"prompt": "hello there", "router": "gradient"})).json()["routing"]
+    return {considered["expert"]: considered["score"] for considered in routing["considered"]}
+
+
+async def test_who_came_before_the_base_adapter_gets_the_same_centroid_in_the_background(
+    start: Start, pool: dict[str, Path], alora: Path, lora: Path
+) -> None:
+    async with start() as world:
+        await world.register(alora, "early")
+        await world.register(lora, "silent", manifest="{}")
+        assert (await gradient_router(world))["pending"] == 0
+        await register_all(world, pool)
+        assert (await gradient_router(world))["pending"] <= 1
+        await world.register(alora, "late")
+        scores = await pool_once_nothing_is_pending(world)
+        assert scores.keys() == {"early", "late", *TOPICS}
+        assert scores["early"] == pytest.approx(scores["late"], abs=1e-6)
+        assert world.store.catalog.resolve("early").centroid is None
+        assert world.store.verify() == []
+    [kept] = (world.settings.cache / "centroids").iterdir()
+    before = kept.stat().st_mtime_ns
+    async with start() as world:
+        assert await pool_once_nothing_is_pending(world) == pytest.approx(scores)
+    assert kept.stat().st_mtime_ns == before, "it is read, not made again"
+
+
+async def test_another_base_adapter_asks_for_others(world: App, pool: dict[str, Path], alora: Path) -> None:
+    await register_all(world, pool)
+    await world.register(alora, "late")
+    old = await pool_once_nothing_is_pending(world)
+    assert (await upload(world, pool["pool-1"], "next-base")).status == 201
+    assert (await world.ask("DELETE", "/experts/pool-base/aliases/gradient-base")).status == 200
+    assert (await gradient_router(world))["ready"] is False
+    assert (await world.ask("PUT", "/experts/next-base/aliases/gradient-base", {"version": 1})).status == 200
+    async with asyncio.timeout(60):
+        while not (await gradient_router(world))["ready"]:
+            await asyncio.sleep(0.02)
+    new = await pool_once_nothing_is_pending(world)
+    assert (old.keys(), new.keys()) == ({"late", *TOPICS}, {"late"})
+    assert new["late"] == pytest.approx(1, abs=1e-5), "its sample's gradient through the new base adapter"
+
+
 async def test_an_expert_from_elsewhere_gets_its_centroid_from_samples(
     world: App, pool: dict[str, Path], alora: Path
 ) -> None:
@@ -148,9 +204,7 @@ async def test_an_expert_from_elsewhere_gets_its_centroid_from_samples(
     assert trained is not None
     assert (centroid.origin, centroid.vector_D.shape) == (trained.origin, trained.vector_D.shape)
     assert world.store.catalog.resolve("early").centroid is None
-    routing = (await world.ask("POST", "/route", {"prompt": "hello there", "router": "gradient"})).json()["routing"]
-    assert routing["experts"][0]["expert"] == "late"
-    assert {c["expert"] for c in routing["considered"]} == {"late", *TOPICS}
+    assert (await pool_once_nothing_is_pending(world))["late"] == pytest.approx(1, abs=1e-5)
     assert world.store.verify() == []
 
 

@@ -275,3 +275,37 @@ async def test_the_chain_and_the_learned_router_shadow_each_other_on_one_engine(
         assert shadow["problem"] is None
         assert shadow["agreed"] is False, "the one names a mixture, the other asks whom the mixture lacks"
     assert await real.metric('lora_relay_router_seconds_count{router="learned"}') == 12
+
+
+@pytest.mark.parametrize("kind", ["plain", "activated", "gated", "asked"])
+async def test_a_fallback_experts_answer_is_its_answer_when_named(
+    real: RealApp, alora: Path, lora: Path, kind: str
+) -> None:
+    for name in ("activated", "asked"):
+        assert (await real.register(alora, name, threshold="0.999999999")).status == 201
+    assert (await real.register(lora, "plain", manifest="{}")).status == 201
+    assert (await real.upload(gated_parts(lora, alora, "gated", threshold="0.999999999"))).status == 201
+    assert (await real.ask("PUT", "/chain", {"order": ["asked"]})).status == 200
+    assert (await real.ask("PUT", "/fallback", {"expert": kind})).status == 200
+    unlike_base = []
+    for prompt in PROMPTS:
+        routing = (await real.ask("POST", "/route", {"prompt": prompt})).json()["routing"]
+        assert (routing["expert"], routing["fallback"], len(routing["considered"])) == (kind, True, 1)
+        named = await real.text(prompt, expert=kind)
+        assert await real.text(prompt) == named
+        base = await real.text(prompt, router="none")
+        assert await real.text(prompt, fallback="base") == base
+        unlike_base.append(named != base)
+    assert any(unlike_base)
+
+
+async def test_a_named_expert_answers_the_same_beside_a_shadow_chain_in_which_it_rejects(
+    real: RealApp, alora: Path
+) -> None:
+    assert (await real.register(alora, "sql", threshold="0.999999999")).status == 201
+    for prompt in PROMPTS:
+        body = {"prompt": prompt, "expert": "sql", "max_new_tokens": 12, "ignore_eos": True}
+        alone = (await real.ask("POST", "/generate", body)).json()
+        beside = (await real.ask("POST", "/generate", {**body, "shadow": ["chain"]})).json()
+        assert beside["routing"]["shadow"][0]["fallback"] is True
+        assert beside["text"] == alone["text"]

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expert_store import BASE_ALIAS, Catalog, Centroid, Expert, ExpertVersion, Origin, Vector
+from expert_store import BASE_ALIAS, Catalog, Centroid, Expert, ExpertVersion, Origin, Training, Vector
 from server.engine import LogitMixture
 from server.errors import RouterNotReady
 from server.model.chat import Prompt
-from server.routing.gradient import GradientRouter, mixture_weights
+from server.model.sketch import Projection
+from server.routing.gradient import Census, GradientRouter, mixture_weights
 from tests.routing.test_chain import FakeProber
 from tests.support.catalogs import make_version
 
@@ -136,6 +137,65 @@ def test_experts_of_another_pool_are_left_out() -> None:
     stranger = expert("stranger", [1, 0], replace(ORIGIN, base_adapter="sha256:9"))
     mixture = routed(GradientRouter(FixedSource([1, 0])), catalog_of(stranger, expert("a", [1, 0])))
     assert [share.expert.name for share in mixture.shares] == ["a"]
+
+
+class Shelf:
+    """Centroids made so far, by the expert's name; everybody wanting is pending until then."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, Centroid] = {}
+
+    @property
+    def revision(self) -> int:
+        return len(self.made)
+
+    def get(self, expert: ExpertVersion, census: Census) -> Centroid | None:
+        assert expert in census.wanting
+        return self.made.get(expert.name)
+
+    def num_pending(self, census: Census) -> int:
+        return sum(expert.name not in self.made for expert in census.wanting)
+
+
+def with_samples(version: ExpertVersion, recipe: str | None = None) -> ExpertVersion:
+    training = (
+        None if recipe is None else Training(recipe=recipe, seed=1, data_digest="sha256:" + "a" * 64, rows=1, epochs=1)
+    )
+    manifest = version.manifest.model_copy(update={"samples": ("hi",), "training": training})
+    return replace(version, manifest=manifest)
+
+
+def test_who_wants_a_centroid_joins_as_soon_as_it_is_made() -> None:
+    shelf = Shelf()
+    router = GradientRouter(FixedSource([1, 0]), made=shelf)
+    other = replace(ORIGIN, base_adapter="sha256:9")
+    catalog = catalog_of(
+        expert("a", [1, 0]),
+        with_samples(expert("early", None)),
+        with_samples(expert("moved", [1, 0], other)),  # made with another base adapter, of samples
+        with_samples(expert("theirs", [1, 0], other), recipe="elrea"),  # that adapter's own pool
+        expert("silent", None),
+    )
+    assert (router.status(catalog).ready, router.status(catalog).pending) == (True, 2)
+    assert [share.expert.name for share in routed(router, catalog).shares] == ["a"]
+    shelf.made["early"] = Centroid(ORIGIN, unit([1, 0.5]))
+    assert router.status(catalog).pending == 1
+    assert {share.expert.name for share in routed(router, catalog).shares} == {"a", "early"}
+    shelf.made["moved"] = Centroid(ORIGIN, unit([1, -0.5]))
+    assert router.status(catalog).pending == 0
+    considered = {c.expert for c in asyncio.run(router.plan(catalog).route(PROMPT, FakeProber({}), None)).considered}
+    assert considered == {"a", "early", "moved"}
+
+
+def test_a_pool_may_be_made_of_samples_alone_and_then_has_the_usual_projection() -> None:
+    shelf, source = Shelf(), FixedSource([1, *[0] * (Projection().width - 1)])
+    router = GradientRouter(source, made=shelf)
+    catalog = catalog_of(with_samples(expert("early", None)))
+    status = router.status(catalog)
+    assert (status.ready, status.pending) == (False, 1)
+    shelf.made["early"] = Centroid(replace(ORIGIN, projection_seed=0), unit([1] * Projection().width))
+    assert [share.expert.name for share in routed(router, catalog).shares] == ["early"]
+    assert source.asked == [("pool-base@1", Projection().width, Projection().seed)]
 
 
 def test_a_newer_catalog_gets_its_own_pool_and_an_older_one_keeps_its_own() -> None:

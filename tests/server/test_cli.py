@@ -61,8 +61,9 @@ ROUTING = {
 ROUTERS = {
     "default": "chain",
     "routers": [
-        {"router": "chain", "ready": True, "version": None, "missing": [], "run": None},
-        {"router": "learned", "ready": False, "version": None, "missing": ["no router"], "run": "relay train router"},
+        {"router": "chain", "ready": True, "version": None, "missing": [], "run": None, "pending": 0},
+        {"router": "gradient", "ready": True, "version": 1, "missing": [], "run": None, "pending": 4},
+        {"router": "learned", "ready": False, "version": None, "missing": ["no"], "run": "relay train x", "pending": 0},
     ],
     "catalog_generation": 17,
 }
@@ -77,6 +78,8 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     "GET /routers": (200, ROUTERS),
+    "GET /fallback": (200, {"expert": "sql", "version": None, "catalog_generation": 17}),
+    "PUT /fallback": (200, {"expert": "sql", "version": 3, "catalog_generation": 18}),
     "GET /experts": (
         200,
         {
@@ -125,7 +128,7 @@ class FakeServer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = _answer
+    do_GET = do_POST = do_PUT = _answer
 
     def log_message(self, *args: object) -> None: ...
 
@@ -172,7 +175,8 @@ def test_routers_shows_what_is_missing() -> None:
     status, output = relay("routers")
     assert status == 0
     assert "chain (default) yes - - -" in output
-    assert "learned no - no router relay train router" in output
+    assert "gradient yes 1 4 centroids, which are being made -" in output
+    assert "learned no - no relay train x" in output
 
 
 @pytest.mark.usefixtures("url")
@@ -202,6 +206,18 @@ def test_the_servers_own_message_is_shown() -> None:
     assert "there is no expert 'nobody' (404 unknown_expert)" in output
     relay("experts", "show", "../chain")
     assert FakeServer.seen[-1][0] == "GET /experts/..%2Fchain"
+
+
+@pytest.mark.usefixtures("url")
+def test_the_fallback_is_set_unset_and_shown() -> None:
+    assert relay("fallback", "sql") == (0, "where nobody accepts, sql@3 answers ")
+    assert FakeServer.seen[-1] == ("PUT /fallback", b'{"expert":"sql"}')
+    assert relay("fallback", "--none")[0] == 0
+    assert FakeServer.seen[-1] == ("PUT /fallback", b'{"expert":null}')
+    status, output = relay("fallback")
+    assert (status, FakeServer.seen[-1]) == (0, ("GET /fallback", b""))
+    assert "no live version: the base model does" in output
+    assert relay("fallback", "sql", "--none")[0] == 2
 
 
 @pytest.mark.usefixtures("url")

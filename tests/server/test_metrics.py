@@ -60,6 +60,9 @@ def test_a_fallback_counts_by_reason_and_by_what_was_done() -> None:
     assert value(metrics, "fallbacks_total", reason="no_acceptance", action="base") == 1
     assert value(metrics, "fallbacks_total", reason="no_acceptance", action="refuse") == 1
     assert value(metrics, "completion_tokens_total", expert=BASE) == 10
+    metrics.on_request(record(Decision("chain", SQL, None, True, "no_acceptance", (), 7)))
+    assert value(metrics, "fallbacks_total", reason="no_acceptance", action="expert") == 1
+    assert value(metrics, "completion_tokens_total", expert="sql") == 5
 
 
 def test_a_request_without_a_decision_counts_no_tokens_for_anybody() -> None:

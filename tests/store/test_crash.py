@@ -27,6 +27,8 @@ CHANGES: dict[str, Change] = {
     "remove an alias": lambda store: store.remove_alias("sql", "live"),
     "publish a router": lambda store: publish_router(store),
     "set the chain": lambda store: store.set_chain(["sql", "dates"]),
+    "set the fallback": lambda store: store.set_fallback("dates"),
+    "unset the fallback": lambda store: store.set_fallback(None),
 }
 MAX_CALLS = 40
 State = tuple[Any, ...]
@@ -42,6 +44,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish(store, "dates", draft=CHOOSY)
     publish(store, "mood", draft=CHOOSY, activate=False)
     publish_router(store)
+    store.set_fallback("sql")
     return root
 
 
@@ -50,7 +53,7 @@ def state_of(store: ExpertStore) -> State:
     catalog = store.catalog
     experts = {name: (tuple(e.versions), dict(e.aliases)) for name, e in catalog.experts.items()}
     router = store.read_router()
-    return catalog.generation, catalog.chain, experts, router and router.version
+    return catalog.generation, catalog.chain, catalog.fallback, experts, router and router.version
 
 
 def open_copy(before: Path, root: Path, disk: Disk) -> ExpertStore:

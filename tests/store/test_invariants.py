@@ -9,7 +9,15 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from expert_store import ExpertStore, InvalidChain, ManifestDraft, StoreError, UnknownExpert, VersionInUse
+from expert_store import (
+    ExpertStore,
+    InvalidChain,
+    InvalidFallback,
+    ManifestDraft,
+    StoreError,
+    UnknownExpert,
+    VersionInUse,
+)
 
 from .disks import HastyDisk
 from .samples import CHOOSY, publish
@@ -30,6 +38,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.aliases: dict[tuple[str, str], int] = {}
         self.given: dict[str, int] = {}
         self.generation = 0
+        self.fallback: str | None = None
 
     def teardown(self) -> None:
         shutil.rmtree(self.root)
@@ -87,6 +96,8 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.discard_files(expert_version)
         assert not expert_version.folder.exists()
         del self.versions[name, version]
+        if name == self.fallback and not any(other == name for other, _ in self.versions):
+            self.fallback = None
         self.generation += 1
 
     @rule(order=st.permutations(["sql", "dates", "mood"]), length=st.integers(0, 3))
@@ -109,6 +120,17 @@ class StoreMachine(RuleBasedStateMachine):
             if name not in self.store.catalog.chain and not any(choosy):
                 return InvalidChain
         return None
+
+    @rule(name=st.one_of(st.none(), NAMES, st.just("sql@1")))
+    def set_fallback(self, name: str | None) -> None:
+        if name is None or (name, "live") in self.aliases:
+            self.store.set_fallback(name)
+            self.fallback = name
+            self.generation += 1
+        else:
+            known = any(other == name for other, _ in self.versions) or "@" in name
+            with pytest.raises(InvalidFallback if known else UnknownExpert):
+                self.store.set_fallback(name)
 
     @rule()
     def reopen(self) -> None:
@@ -134,6 +156,14 @@ class StoreMachine(RuleBasedStateMachine):
             if (name, "live") in self.aliases and self.versions[name, self.aliases[name, "live"]]
         ]
         assert [version.ref for version in catalog.chain_experts()] == expected
+
+    @invariant()
+    def whoever_falls_back_is_live(self) -> None:
+        catalog = self.store.catalog
+        assert catalog.fallback == self.fallback
+        live = None if self.fallback is None else self.aliases.get((self.fallback, "live"))
+        expert = catalog.fallback_expert
+        assert (expert and expert.ref) == (None if live is None else f"{self.fallback}@{live}")
 
     @invariant()
     def the_disk_holds_the_catalog_and_nothing_else(self) -> None:

@@ -1,15 +1,18 @@
 """What each change does, and what it refuses."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from expert_store import (
+    CorruptStore,
     ExpertStore,
     GenerationConflict,
     Indicators,
     InvalidAdapter,
     InvalidChain,
+    InvalidFallback,
     InvalidManifest,
     InvalidName,
     ManifestDraft,
@@ -320,6 +323,60 @@ def test_an_order_decided_on_an_old_catalog_is_refused(store: ExpertStore) -> No
         store.set_chain(["sql"], expected_generation=1)
     assert (refusal.value.expected, refusal.value.actual) == (1, 2)
     assert store.set_chain(["sql"], expected_generation=2).generation == 3
+
+
+def test_the_fallback_is_a_live_version_and_follows_its_alias(store: ExpertStore) -> None:
+    publish(store, "sql")
+    publish(store, "sql")
+    assert store.catalog.fallback_expert is None
+    assert store.set_fallback("sql").fallback_expert == store.catalog.resolve("sql@2")
+    store.set_alias("sql", "live", 1)
+    assert store.catalog.fallback_expert == store.catalog.resolve("sql@1")
+    assert ExpertStore.open(store.root).catalog == store.catalog
+    assert store.set_fallback(None).fallback is None
+
+
+def test_without_a_live_version_the_fallback_waits_and_with_the_last_one_it_is_gone(store: ExpertStore) -> None:
+    publish(store, "sql")
+    store.set_fallback("sql")
+    store.remove_alias("sql", "live")
+    assert (store.catalog.fallback, store.catalog.fallback_expert) == ("sql", None)
+    publish(store, "sql")
+    assert store.catalog.fallback_expert == store.catalog.resolve("sql@2")
+    store.delete_version("sql", 1)
+    assert store.catalog.fallback == "sql"
+    store.remove_alias("sql", "live")
+    store.delete_version("sql", 2)
+    assert store.catalog.fallback is None
+    publish(store, "sql")
+    assert store.catalog.fallback is None
+
+
+def test_a_fallback_that_could_not_answer_is_refused(store: ExpertStore) -> None:
+    publish(store, "draft", activate=False)
+    publish(store, "sql")
+    with pytest.raises(UnknownExpert):
+        store.set_fallback("nobody")
+    with pytest.raises(InvalidFallback, match="no live version") as refusal:
+        store.set_fallback("draft")
+    with pytest.raises(InvalidFallback, match="bare name"):
+        store.set_fallback("sql@1")
+    assert refusal.value.field == "expert"
+    assert (store.catalog.generation, store.catalog.fallback) == (2, None)
+
+
+def test_a_catalog_from_before_there_were_fallbacks_is_read_and_one_that_names_nobody_is_not(
+    store: ExpertStore,
+) -> None:
+    publish(store, "sql")
+    path = store.root / "catalog.json"
+    record = json.loads(path.read_text())
+    del record["fallback"]
+    path.write_text(json.dumps(record))
+    assert ExpertStore.open(store.root).catalog.fallback is None
+    path.write_text(json.dumps(record | {"fallback": "nobody"}))
+    with pytest.raises(CorruptStore, match="the fallback nobody has no version"):
+        ExpertStore.open(store.root)
 
 
 def test_the_draft_is_complete_by_default() -> None:

@@ -87,7 +87,7 @@ def test_registering_under_load_disturbs_no_stream_and_the_next_request_is_route
     assert routing["catalog_generation"] == created["catalog_generation"]
 
 
-def test_kill_9_and_restart_keep_pool_aliases_and_chain(
+def test_kill_9_and_restart_keep_pool_aliases_chain_and_fallback(
     server: RelayServer, adapters: tuple[Path, dict[str, Path]]
 ) -> None:
     folders = adapters[1]
@@ -95,16 +95,19 @@ def test_kill_9_and_restart_keep_pool_aliases_and_chain(
         server.register(folders[name], name, selecting(0.5))
     server.put("/experts/one/aliases/stable", {"version": 1})
     server.put("/chain", {"order": ["two", "late", "one"]})
+    server.put("/fallback", {"expert": "two"})
     body = {"prompt": "the quick brown fox", "expert": "one@stable", "max_new_tokens": 20}
-    before = server.get("/experts"), server.get("/chain"), server.get("/experts/one"), server.post("/generate", body)
+    paths = ("/experts", "/chain", "/experts/one", "/fallback")
+    before, answer = [server.get(path) for path in paths], server.post("/generate", body)
 
     server.kill()
     server.start()
 
-    after = server.get("/experts"), server.get("/chain"), server.get("/experts/one"), server.post("/generate", body)
-    assert before[:3] == after[:3]
-    assert before[3]["text"] == after[3]["text"]
-    assert before[3]["routing"] == after[3]["routing"]
+    assert [server.get(path) for path in paths] == before
+    assert before[3]["expert"] == "two"
+    again = server.post("/generate", body)
+    assert (again["text"], again["routing"]) == (answer["text"], answer["routing"])
+    server.put("/fallback", {"expert": None})
 
 
 def test_a_chain_answer_is_the_named_experts_answer_and_costs_one_prefill(
