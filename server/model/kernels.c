@@ -3,10 +3,10 @@
  *
  * A step of a small model is bound by how many operations it has and how often it copies. So what torch needs a dozen
  * operations for is one function here, and keys, values and experts' terms are read where they lie. All sums are fp32.
- * `operations` holds the same functions in torch; tests hold the two against each other.
+ * Tests hold each against the same in torch.
  *
  * bf16 numbers are the upper halves of fp32 numbers. Loops over a row are left to the compiler to vectorise, but for those
- * of experts' terms, which hold many sums at once.
+ * of attention and of experts' terms, which hold many sums at once.
  * Compiled with -fopenmp but not linked to an OpenMP library: the calls go to the one torch has loaded, so that there
  * is one team of threads (see server.threads).
  */
