@@ -1,26 +1,42 @@
 """HTTP/1.1 on a connection: uvicorn's fast protocol, made safe for strangers. Knows no routes.
 
 Its parser is compiled, where the slow one spends on ten megabytes of upload what four decode steps take. But it keeps a
-header until it is complete, however long it gets, and where a client offers to go on in another protocol (Java's does,
-and `curl --http2`) it loses the body of the request.
+header until it is complete, however long it gets; where a client offers to go on in another protocol (Java's does, and
+`curl --http2`) it loses the body of the request; and where one hangs up with a second request sent already, it goes on
+answering the first.
 """
 
 from typing import Any
 
 import httptools
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 * 1024
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Refuses, with 400, a request of which more than MAX_HEAD_BYTES have come without anything to hand on: an endless
+    """Refuses, with 400, a request of which about MAX_HEAD_BYTES have come without anything to hand on: an endless
     head, chunk extension or trailer. Takes up no offer of another protocol, WebSocket included."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._held_bytes = 0
+        self._running: RequestResponseCycle | None = None
+
+    @override
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tells the request that is being answered, which is not the newest where a client has sent more behind it."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
 
     @override
     def data_received(self, data: bytes) -> None:

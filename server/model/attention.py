@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from server.errors import BaseModelError
-from server.model.chat import common_prefix_length
 from server.model.native import Kernels, NativeSpans
 
 # Legend: T tokens in the step, H query heads, K key/value heads, G = H / K, D head width, C block_tokens (capacity of
@@ -24,7 +23,7 @@ IMPLEMENTATION = "relay_paged"
 _GROUPED_QUERIES = 16  # segments up to this many queries share one batched product
 _NATIVE_QUERIES = 32  # a kernel's share of a long segment; a block of keys is made ready once for each
 _FORK_QUERIES = 4  # segments up to this many queries read the blocks they share together
-_FAMILY = 16  # segments at most that do; more would leave threads without work
+_FAMILY = 16  # segments at most that do
 _LIKE_LENGTH = 0.6  # of the longest in the group; less padding would make more groups
 
 
@@ -148,7 +147,7 @@ def plan_attention(
         groups = [_Group(members, kv) for members in _alike(short, kv.block_tokens)]
         long = [_LongSegment(s, kv) for s in segments if s.num_queries > _GROUPED_QUERIES]
     else:
-        groups = [_NativeGroup([piece for s in segments for piece in _pieces(s)], kv.block_tokens, kernels)]
+        groups = [_NativeGroup([piece for s in segments for piece in _pieces(s)], kv, kernels)]
         long = []
     return AttentionPlan(
         kv=kv,
@@ -169,10 +168,11 @@ def _pieces(span: SegmentSpan) -> list[SegmentSpan]:
     ]
 
 
-def _families(spans: Sequence[SegmentSpan], block_tokens: int) -> Iterator[tuple[Sequence[SegmentSpan], int]]:
+def _families(spans: Sequence[SegmentSpan], kv: PagedKV, threads: int) -> Iterator[tuple[list[SegmentSpan], int]]:
     """Short segments that begin with the same blocks, and with how many: forks of one prompt, or of one remembered.
 
-    Only blocks that every query of the family sees whole count as shared. What is alone comes alone.
+    Only blocks that every query of the family sees whole count as shared. A family is one thread's work, so there are
+    enough of them for all threads, if need be of one segment each.
     """
     by_first: dict[int, list[SegmentSpan]] = {}
     for span in spans:
@@ -180,10 +180,21 @@ def _families(spans: Sequence[SegmentSpan], block_tokens: int) -> Iterator[tuple
             span
         )
     for together in by_first.values():
-        for first in range(0, len(together), _FAMILY):
-            family = together[first : first + _FAMILY]
-            tables = [list(span.blocks[: span.position // block_tokens]) for span in family]
-            yield family, common_prefix_length(min(tables), max(tables)) if len(family) > 1 else 0
+        size = max(1, min(_FAMILY, len(together) * kv.num_kv_heads // (2 * threads)))
+        for first in range(0, len(together), size):
+            family = together[first : first + size]
+            tables = [span.blocks[: span.position // kv.block_tokens] for span in family]
+            num_shared = _num_common(tables)
+            if 2 * num_shared >= max(len(table) for table in tables) > 0 and len(family) > 1:
+                yield family, num_shared
+            else:
+                yield from (([span], 0) for span in family)
+
+
+def _num_common(tables: Sequence[Sequence[int]]) -> int:
+    """How many blocks all of them begin with in common."""
+    columns = zip(*tables, strict=False)
+    return next((at for at, column in enumerate(columns) if len(set(column)) > 1), min(map(len, tables)))
 
 
 def _planned(copies: Sequence[tuple[int, int, int]], kv: PagedKV, kernels: Kernels | None) -> "_Copies | _NativeCopies":
@@ -287,9 +298,9 @@ class _Call:
 class _NativeGroup:
     """Segments of any shape; in 0.25 ms where scaled-dot-product attention takes 0.9 (200 queries, 2 CPU cores)."""
 
-    def __init__(self, members: Sequence[SegmentSpan], block_tokens: int, kernels: Kernels) -> None:
+    def __init__(self, members: Sequence[SegmentSpan], kv: PagedKV, kernels: Kernels) -> None:
         self._kernels = kernels
-        families = list(_families(members, block_tokens))
+        families = list(_families(members, kv, torch.get_num_threads()))
         self._spans = NativeSpans(
             [(s.first_token, s.num_queries, s.position, s.blocks) for family, _ in families for s in family],
             [(len(family), num_shared) for family, num_shared in families],

@@ -263,12 +263,24 @@ static inline __attribute__((always_inline)) void absorb_rows(const float *q, co
     for (; r < rows; r++) absorb(q + r * D, tile, from + r, to + r, scores, sum + r * (D + 2), D, 1);
 }
 
+static inline int64_t tile_stride(int64_t block_tokens) {
+    return (blocks_of_a_tile(block_tokens) * block_tokens + PAIRS - 1) / PAIRS * PAIRS;
+}
+
+/* How many fp32 numbers `attend_head` needs for so many rows: of each two limits of 64 bits, its query and its sum; a tile's
+ * keys and values; scores of some rows. An even number, for the limits' sake. */
+int64_t attend_scratch(int64_t rows, int64_t D, int64_t block_tokens) {
+    int64_t stride = tile_stride(block_tokens), tokens = blocks_of_a_tile(block_tokens) * block_tokens;
+    int64_t size = rows * (4 + D + D + 2) + (stride + tokens) * D + ROWS * stride;
+    return size + size % 2;
+}
+
 /* Queries of the segments [low, high), whose first `shared` blocks are the same ones and lie behind none of them, of the
  * heads that share one head of keys and values. Inlined for each common D. */
 static inline __attribute__((always_inline)) void attend_head(const Attention *call, int64_t low, int64_t high,
                                                               int64_t shared, int64_t head, float *scratch, int64_t D) {
     int64_t group = call->heads / call->kv_heads, C = call->block_tokens, window = call->window, rows = 0;
-    int64_t some = blocks_of_a_tile(C), stride = (some * C + PAIRS - 1) / PAIRS * PAIRS;
+    int64_t some = blocks_of_a_tile(C), stride = tile_stride(C);
     for (int64_t s = low; s < high; s++) rows += call->count[s] * group;
     int64_t *from = (int64_t *)scratch, *to = from + rows;
     float *keys = (float *)(to + rows);
@@ -324,7 +336,7 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
  * Family f: segments [family[2 f], family[2 f + 2]), whose first family[2 f + 1] blocks are the same and filled: they are
  * read once for all of them.
  * query: token t's head h at t * query_stride + h * D; out [tokens, heads, D]. window 0: all that went before.
- * scratch: scratch_size numbers for each family and kv head, see `Kernels.attend`. */
+ * scratch: scratch_size numbers for each family and kv head, as `attend_scratch` says for the most rows of a family. */
 void attend(const bf16 *query, int64_t query_stride, const bf16 *cache, bf16 *out, const int64_t *first,
             const int64_t *count, const int64_t *position, const int64_t *table_start, const int64_t *table,
             const int64_t *family, int64_t families, int64_t heads, int64_t kv_heads, int64_t D, int64_t block_tokens,

@@ -1,7 +1,7 @@
 """Which logits a step is to compute, and those it did. Knows tokens; nothing of sequences or experts.
 
 A vocabulary is long: in the bundled base the output layer is a fifth of all weights. Where an expert decides whether a
-request is its own only two logits are looked at, so only two columns of that layer are computed.
+request is its own only two logits are looked at, so the fused decoder computes only two columns of that layer.
 """
 
 from dataclasses import dataclass

@@ -32,8 +32,6 @@ _FLAGS = (
 )
 LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}  # what torch calls them, what compilers do
 _COMPILE_SECONDS = 60
-_LANES = 16  # at most, numbers in a register
-_TILE_TOKENS = 64  # as in kernels.c
 _LONG_QUERIES = 64  # tokens of a step whose attention takes long enough to give the interpreter up
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
@@ -42,8 +40,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "rotate_and_store": [_POINTER] * 5 + [_INTEGER] * 6,
     "copy_tokens": [_POINTER] * 2 + [_INTEGER] * 4,
     "attend": [_POINTER, _INTEGER] + [_POINTER] * 8 + [_INTEGER] * 5 + [_FLOAT, _INTEGER, _POINTER, _INTEGER],
+    "attend_scratch": [_INTEGER] * 3,
     "add_terms": [_POINTER, _INTEGER, _POINTER, _INTEGER] + [_POINTER] * 6 + [_INTEGER] * 3 + [_POINTER],
 }
+_RESULTS = {"attend_scratch": _INTEGER}  # the others return nothing
 
 
 def applies_to(weight: Tensor) -> bool:
@@ -156,11 +156,7 @@ class Kernels:
         num_heads, width = query_THD.shape[1:]
         num_kv_heads, block_tokens = cache.shape[1] // 2, cache.shape[2]
         rows = spans.most_queries * num_heads // num_kv_heads
-        tokens = block_tokens * max(1, _TILE_TOKENS // block_tokens)
-        padded = -(-tokens // _LANES) * _LANES
-        # Keys and values; scores of four rows; of every row two limits of 64 bits, its query and its sum.
-        size = (padded + tokens) * width + 4 * padded + rows * (4 + 2 * width + 2)
-        size += size % 2  # limits stand on even places
+        size = self._library.attend_scratch(rows, width, block_tokens)
         scratch = torch.empty(spans.num_families * num_kv_heads * size, dtype=torch.float32)
         library = self._releasing if query_THD.shape[0] > _LONG_QUERIES else self._library
         library.attend(
@@ -210,7 +206,7 @@ class Kernels:
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, _RESULTS.get(name)
     return library
 
 

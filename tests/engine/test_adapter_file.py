@@ -1,12 +1,13 @@
 """An adapter's file in memory: the numbers PEFT would use, in the file's own format, whatever becomes of the file."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from expert_store import WEIGHTS_FILE, InvalidAdapter
+from expert_store import CONFIG_FILE, WEIGHTS_FILE, InvalidAdapter
 from server.engine.adapter_file import read_adapter_file
 from tests.support import tiny
 
@@ -45,8 +46,12 @@ def test_experts_of_one_shape_share_what_describes_it(base_folder: Path, tmp_pat
     assert one.data[:] != two.data[:]
 
 
-def test_weights_that_scaling_makes_infinite_are_refused(base_folder: Path, tmp_path: Path) -> None:
-    folder = adapter(base_folder, tmp_path / "a", torch.float32, rank=4, strength=3e38)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_scaling_makes_infinite_are_refused(base_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = adapter(base_folder, tmp_path / "a", dtype, rank=4, strength=1e34)
+    read_adapter_file(folder)
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps({**config, "lora_alpha": 1e6}))
     with pytest.raises(InvalidAdapter, match="not finite"):
         read_adapter_file(folder)
 

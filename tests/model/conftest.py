@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.model.native import Kernels, applies_to, load_kernels
+from server.model.native import LEVELS, Kernels, applies_to, build, load_kernels
+
+
+@pytest.fixture(scope="session")
+def every_kernels(kernels: Kernels, tmp_path_factory: pytest.TempPathFactory) -> list[Kernels]:
+    """For this processor, and for all lower levels."""
+    levels = list(LEVELS)  # the highest first
+    lower = levels[levels.index(torch.backends.cpu.get_cpu_capability()) + 1 :]
+    folder = tmp_path_factory.mktemp("levels")
+    return [kernels, *(Kernels(build(folder, LEVELS[level])) for level in lower)]
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,27 @@ def test_kernels_attend_as_one_segment_at_a_time(shape: str, window: int | None,
         torch.testing.assert_close(output[tokens].float(), expected, atol=2e-2, rtol=1e-2)
 
 
+def check_kernels(spans: list[SegmentSpan], kv: PagedKV, window: int | None, kernels: Kernels, heads: int) -> None:
+    """Every segment by itself, in fp32, against all of them in the kernel."""
+    width = kv.layers[0].shape[-1]
+    query = torch.randn(sum(span.num_queries for span in spans), heads, width).bfloat16()
+    output = plan_attention(spans, kv, kernels).read(0, query, scale=0.3, window=window)
+    for span in spans:
+        tokens = slice(span.first_token, span.first_token + span.num_queries)
+        rows = kv.layers[0][list(span.blocks)].transpose(1, 2).flatten(0, 1)[: span.num_keys].float()
+        keys, values = rows.chunk(2, dim=1)
+        mask = allowed_keys(torch.arange(span.position, span.num_keys), span.num_keys, window)
+        expected = attend_segment(query[tokens].float(), keys, values, mask=mask, scale=0.3, softcap=None)
+        torch.testing.assert_close(output[tokens].float(), expected, atol=2e-2, rtol=1e-2)
+
+
+def filled_cache(capacity: int, kv_heads: int = KV_HEADS, width: int = 64) -> PagedKV:
+    geometry, cpu = KVGeometry(1, kv_heads, width), torch.device("cpu")
+    kv = PagedKV(geometry=geometry, num_blocks=240, block_tokens=capacity, dtype=torch.bfloat16, device=cpu)
+    kv.layers[0].normal_()
+    return kv
+
+
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("capacity", [4, 16, 24, 80])
 @pytest.mark.parametrize("num_forks", [2, 5, 40])
@@ -104,14 +125,7 @@ def test_forks_read_what_they_share_as_if_each_were_alone(
     """Forks of one prompt with one to four tokens of their own, beside the prompt's end, a stranger, and a fork that
     shares less."""
     torch.manual_seed(0)
-    kv = PagedKV(
-        geometry=KVGeometry(1, KV_HEADS, 64),
-        num_blocks=240,
-        block_tokens=capacity,
-        dtype=torch.bfloat16,
-        device=torch.device("cpu"),
-    )
-    kv.layers[0].normal_()
+    kv = filled_cache(capacity)
     position, free = 5 * capacity + 3, iter(range(20, 240))
     shared = [3, 9, 1, 14, 7]
     spans = [SegmentSpan(0, 5, 3 * capacity, shared), SegmentSpan(5, 1, 3 * capacity, [*shared[:3], 15])]
@@ -120,18 +134,34 @@ def test_forks_read_what_they_share_as_if_each_were_alone(
     for fork in range(num_forks):
         spans.append(SegmentSpan(first, 1 + fork % 4, position, [*shared, next(free), next(free)]))
         first += 1 + fork % 4
-    query = torch.randn(first, HEADS, 64).bfloat16()
-    families = [(len(family), num_shared) for family, num_shared in _families(spans, capacity)]
+    families = [(len(family), num_shared) for family, num_shared in _families(spans, kv, threads=1)]
     assert sum(size for size, _ in families) == len(spans)
     assert (min(num_forks + 1, 16), 3) in families  # with the one that shares three blocks only
-    output = plan_attention(spans, kv, kernels).read(0, query, scale=0.3, window=window)
-    for span in spans:
-        tokens = slice(span.first_token, span.first_token + span.num_queries)
-        rows = kv.layers[0][list(span.blocks)].transpose(1, 2).flatten(0, 1)[: span.num_keys].float()
-        keys, values = rows.chunk(2, dim=1)
-        mask = allowed_keys(torch.arange(span.position, span.num_keys), span.num_keys, window)
-        expected = attend_segment(query[tokens].float(), keys, values, mask=mask, scale=0.3, softcap=None)
-        torch.testing.assert_close(output[tokens].float(), expected, atol=2e-2, rtol=1e-2)
+    assert {(len(family), n) for family, n in _families(spans, kv, threads=64)} == {(1, 0)}, "work for all threads"
+    check_kernels(spans, kv, window, kernels, HEADS)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_segments_of_any_kind_on_every_level_of_processor(seed: int, every_kernels: list[Kernels]) -> None:
+    """Widths that fill no register, blocks that fill no tile, windows longer than one, any number of heads to a key."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    capacity, kv_heads = rng.choice([1, 4, 16, 20, 64, 100]), rng.choice([1, 2, 3])
+    kv = filled_cache(capacity, kv_heads, width=rng.choice([2, 20, 64, 72, 128]))
+    free, spans, first = iter(rng.sample(range(240), 240)), [], 0
+    common = [next(free) for _ in range(6)]
+    for _ in range(rng.randint(1, 9)):
+        num_queries, own = rng.choice([1, 1, 2, 4, 5, 40]), rng.random() < 0.5
+        position = rng.randint(0 if own else 6 * capacity, 7 * capacity)
+        num_blocks = -(-(position + num_queries) // capacity)
+        if num_blocks > 16:
+            continue
+        table = [next(free) for _ in range(num_blocks)]
+        spans.append(SegmentSpan(first, num_queries, position, table if own else [*common, *table[6:]]))
+        first += num_queries
+    if spans:
+        for kernels in every_kernels:
+            check_kernels(spans, kv, rng.choice([None, 3, 50, 150]), kernels, kv_heads * rng.choice([1, 3, 4]))
 
 
 def test_a_nan_in_a_query_reaches_its_own_answer_and_no_other(kernels: Kernels) -> None:

@@ -33,7 +33,16 @@ def port() -> Iterator[int]:
         thread.join()
 
 
-async def _count(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
+left: list[str] = []  # what those were told who streamed
+
+
+async def _count(scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"] == "/stream":
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        left.append((await receive())["type"])
+        return
     size, more = 0, True
     while more:
         message = await receive()
@@ -115,6 +124,16 @@ def test_an_offer_of_another_protocol_is_passed_over(port: int, times: int) -> N
     assert talk(port, chunked, until=b"5 bytes").endswith(b"5 bytes")
     websocket = b"GET / HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     assert talk(port, *[websocket[i : i + 9] for i in range(0, len(websocket), 9)]).endswith(b"0 bytes")
+
+
+def test_who_hangs_up_behind_a_second_request_is_gone_for_the_first(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"GET /stream HTTP/1.1\r\nHost: here\r\n\r\n" + b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    deadline = time.monotonic() + 10
+    while not left and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert left == ["http.disconnect"]
 
 
 @pytest.mark.parametrize(
