@@ -12,6 +12,7 @@
  */
 
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -336,17 +337,18 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
  * Family f: segments [family[2 f], family[2 f + 2]), whose first family[2 f + 1] blocks are the same and filled: they are
  * read once for all of them.
  * query: token t's head h at t * query_stride + h * D; out [tokens, heads, D]. window 0: all that went before.
- * scratch: scratch_size numbers for each family and kv head, as `attend_scratch` says for the most rows of a family. */
+ * scratch: scratch_size numbers for each thread, as `attend_scratch` says for the most rows of a family; so few that they
+ * stay in its cache. */
 void attend(const bf16 *query, int64_t query_stride, const bf16 *cache, bf16 *out, const int64_t *first,
             const int64_t *count, const int64_t *position, const int64_t *table_start, const int64_t *table,
             const int64_t *family, int64_t families, int64_t heads, int64_t kv_heads, int64_t D, int64_t block_tokens,
-            float scale, int64_t window, float *scratch, int64_t scratch_size) {
+            float scale, int64_t window, float *scratch, int64_t scratch_size, int64_t threads) {
     Attention call = {query,        cache, out,      first,        count,  position, table_start, table,
                       query_stride, heads, kv_heads, block_tokens, window, scale};
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t item = 0; item < families * kv_heads; item++) {
         const int64_t *f = family + 2 * (item / kv_heads);
-        float *own = scratch + item * scratch_size;
+        float *own = scratch + omp_get_thread_num() * scratch_size;
         if (D == 64)
             attend_head(&call, f[0], f[2], f[1], item % kv_heads, own, 64);
         else if (D == 128)

@@ -39,7 +39,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "swiglu": [_POINTER] * 2 + [_INTEGER] * 2,
     "rotate_and_store": [_POINTER] * 5 + [_INTEGER] * 6,
     "copy_tokens": [_POINTER] * 2 + [_INTEGER] * 4,
-    "attend": [_POINTER, _INTEGER] + [_POINTER] * 8 + [_INTEGER] * 5 + [_FLOAT, _INTEGER, _POINTER, _INTEGER],
+    "attend": [_POINTER, _INTEGER] + [_POINTER] * 8 + [_INTEGER] * 5 + [_FLOAT, _INTEGER, _POINTER, _INTEGER, _INTEGER],
     "attend_scratch": [_INTEGER] * 3,
     "add_terms": [_POINTER, _INTEGER, _POINTER, _INTEGER] + [_POINTER] * 6 + [_INTEGER] * 3 + [_POINTER],
 }
@@ -157,7 +157,8 @@ class Kernels:
         num_kv_heads, block_tokens = cache.shape[1] // 2, cache.shape[2]
         rows = spans.most_queries * num_heads // num_kv_heads
         size = self._library.attend_scratch(rows, width, block_tokens)
-        scratch = torch.empty(spans.num_families * num_kv_heads * size, dtype=torch.float32)
+        threads = torch.get_num_threads()
+        scratch = torch.empty(threads * size, dtype=torch.float32)
         library = self._releasing if query_THD.shape[0] > _LONG_QUERIES else self._library
         library.attend(
             query_THD.data_ptr(),
@@ -174,6 +175,7 @@ class Kernels:
             window or 0,
             scratch.data_ptr(),
             size,
+            threads,
         )
 
     def add_terms(
