@@ -36,8 +36,9 @@ def add_base(parser: argparse.ArgumentParser) -> None:
 
 
 def options(given: argparse.Namespace) -> dict[str, str]:
-    """What a result file says of the options, the defaults among them. `arguments` is how they were typed."""
-    return {name: str(value) for name, value in vars(given).items() if name != "arguments"}
+    """What a result file says of the options, the defaults among them, but not where on this machine the converted base
+    lies. `arguments` is how they were typed."""
+    return {name: str(value) for name, value in vars(given).items() if name not in ("arguments", "cache")}
 
 
 def progress_bar(console: Console) -> Progress:

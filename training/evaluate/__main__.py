@@ -110,7 +110,7 @@ def _bench(given: argparse.Namespace, typed: Sequence[str]) -> None:
     finally:
         bar.end()
     command = shlex.join(["python", "-m", "training.evaluate", *typed])
-    options = {name: str(value) for name, value in vars(given).items()}
+    options = {name: str(value) for name, value in vars(given).items() if name != "cache"}  # a place on this machine
     write_report(given.out, {**describe_run(command), "options": options, "base": base.fingerprint}, runs)
     _console.print(f"{given.out / REPORT}", highlight=False)
 
