@@ -120,8 +120,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     store = await asyncio.to_thread(_open_store, settings, base.spec)
     chat = ChatFormat(base.tokenizer, template=_chat_template(settings))
     feature = PromptFeature(base, chat)
-    metrics = Metrics(catalog=lambda: store.catalog, max_experts=settings.expert_slots)
-    _describe_build(metrics, base)
+    metrics = _metrics(settings, base, store)
     gradients = GradientWorker(base, chat)
     engine = await asyncio.to_thread(make_engine, base, chat, _engine_config(settings), metrics)
     pins = Pins(discard_in_background(store))
@@ -151,13 +150,9 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         metrics=metrics,
     )
     engine.start()
-    try:
-        await _fill(registry, base.spec, settings)
-    except BaseException:
-        await asyncio.to_thread(engine.stop)
-        raise
-    making = asyncio.create_task(made.keep_up(lambda: store.catalog))
-    return _Running(_serving(settings, service, registry, metrics, engine), engine, gradients, making)
+    await _fill(registry, engine, base.spec, settings)
+    serving = _serving(settings, service, registry, metrics, engine)
+    return _Running(serving, engine, gradients, made.start(lambda: store.catalog))
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -227,17 +222,24 @@ def _engine_config(settings: Settings) -> EngineConfig:
     )
 
 
-def _describe_build(metrics: Metrics, base: Base) -> None:
+def _metrics(settings: Settings, base: Base, store: ExpertStore) -> Metrics:
+    metrics = Metrics(catalog=lambda: store.catalog, max_experts=settings.expert_slots)
     metrics.build.labels(package_version(), base.source, base.spec.fingerprint, _dtype_name(base)).set(1)
+    return metrics
 
 
 def _dtype_name(base: Base) -> str:
     return str(base.dtype).removeprefix("torch.")
 
 
-async def _fill(registry: Registry, spec: BaseSpec, settings: Settings) -> None:
-    if not settings.no_demo:
-        await seed_demo(registry, spec)
+async def _fill(registry: Registry, engine: AppEngine, spec: BaseSpec, settings: Settings) -> None:
+    """A new store gets its demo experts; where that fails, the engine is stopped."""
+    try:
+        if not settings.no_demo:
+            await seed_demo(registry, spec)
+    except BaseException:
+        await asyncio.to_thread(engine.stop)
+        raise
     catalog = registry.catalog
     log.info("pool", experts=len(catalog.experts), chain=list(catalog.chain), generation=catalog.generation)
 

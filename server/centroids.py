@@ -1,40 +1,60 @@
-"""Gives a registration its centroid: judges the one that came, or makes one of samples. Knows no HTTP."""
+"""Makes centroids of samples, and gives a registration its own: that, or the one that came, if it fits. Knows no HTTP
+and not what is published.
+"""
 
+import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+
+import jinja2
+import numpy as np
 
 from expert_store import (
+    BASE_ALIAS,
     CENTROID_FILE,
     Catalog,
     Centroid,
     ExpertVersion,
     InvalidAdapter,
     Origin,
-    Vector,
     read_centroid,
 )
 from server.errors import InvalidRequest
 from server.model.chat import ChatFormat, Prompt
-from server.routing.gradient import Census, base_adapter, fits, take_census
+from server.model.gradient import mean_direction
+from server.routing.gradient import Census, GradientSource, base_adapter, fits, take_census
 
 
-class Gradients(Protocol):
-    """What centroids are made with; `server.model.gradient.GradientWorker` in production."""
+def sample_prompts(chat: ChatFormat, samples: Sequence[str]) -> list[Prompt]:
+    """Each as a user's message. Raises InvalidRequest where the chat template refuses that."""
+    try:
+        return [chat.render([{"role": "user", "content": sample}]) for sample in samples]
+    except jinja2.TemplateError as error:
+        raise InvalidRequest(f"the base model's chat template refuses its samples: {error}") from error
 
-    @property
-    def base_fingerprint(self) -> str: ...
 
-    @property
-    def feature(self) -> str: ...
+async def make_centroid(
+    gradients: GradientSource, census: Census, prompts: Sequence[Prompt], *, rests: bool = False
+) -> Centroid:
+    """The direction of the mean of the prompts' features, one after the other. At least one prompt.
 
-    async def centroid(self, base: ExpertVersion, prompts: Sequence[Prompt], *, width: int, seed: int) -> Vector: ...
+    `rests`: after each as long as it took, so that others come in between. Raises InvalidRequest where a prompt has no
+    gradient, NonFiniteGradient, InvalidAdapter.
+    """
+    features = []
+    for prompt in prompts:
+        started = time.perf_counter()
+        features.append(await gradients.of(census.base, prompt, width=census.width, seed=census.origin.projection_seed))
+        if rests:
+            await asyncio.sleep(time.perf_counter() - started)
+    return Centroid(census.origin, mean_direction(np.stack(features)))
 
 
 class Centroids:
     """Holds what comes against the pool's base adapter, and follows the pool's own projection."""
 
-    def __init__(self, gradients: Gradients, chat: ChatFormat) -> None:
+    def __init__(self, gradients: GradientSource, chat: ChatFormat) -> None:
         self._gradients = gradients
         self._chat = chat
 
@@ -47,21 +67,28 @@ class Centroids:
         base = base_adapter(catalog)
         if path.exists() or path.is_symlink():
             return self._judge(read_centroid(path), base, catalog)
-        if base is None or base.name == name or not samples:
-            lacks = "samples" if base is not None else "a base adapter in the pool"
-            return f"none, for want of {lacks}: the gradient router leaves it out"
+        if base is not None and base.name == name:
+            return f"none: {base.ref} is the base adapter, which experts are compared by and which needs none itself"
+        if not samples:
+            return "none, for want of samples: the gradient router leaves it out"
+        if base is None:
+            return (
+                "none yet, for want of a base adapter in the pool: one is made of its samples in the background "
+                f"as soon as a version bears the alias {BASE_ALIAS}"
+            )
         census = self._census(catalog)
         if census is None:
             return "none, since those of the pool were projected differently"
-        prompts = [self._chat.render([{"role": "user", "content": sample}]) for sample in samples]
-        seed = census.origin.projection_seed
         try:
-            vector_D = await self._gradients.centroid(base, prompts, width=census.width, seed=seed)
+            prompts = sample_prompts(self._chat, samples)
+            centroid = await make_centroid(self._gradients, census, prompts)
         except InvalidRequest as error:
             return f"none, since its samples give none: {error.message}"
         except (InvalidAdapter, OSError) as error:  # the base adapter's files, which are not the upload's fault
-            return f"none, since base adapter {base.ref} cannot be read: {error}"
-        path.write_bytes(Centroid(census.origin, vector_D).to_bytes())
+            return (
+                f"none yet, since base adapter {base.ref} cannot be read; it is tried again in the background: {error}"
+            )
+        path.write_bytes(centroid.to_bytes())
         return f"made from {len(prompts)} samples, with base adapter {base.ref}"
 
     def _judge(self, centroid: Centroid, base: ExpertVersion | None, catalog: Catalog) -> str:

@@ -52,7 +52,8 @@ def router_table(answer: Mapping[str, Any]) -> RenderableType:
     for router in answer["routers"]:
         name = f"{router['router']} (default)" if router["router"] == answer["default"] else router["router"]
         pending = [f"{router['pending']} centroids, which are being made"] if router["pending"] else []
-        missing, run = "; ".join([*router["missing"], *pending]) or "-", _or_dash(router["run"])
+        said = dict.fromkeys([*router["missing"], *router["problems"], *pending])
+        missing, run = "; ".join(said) or "-", _or_dash(router["run"])
         _add_row(table, name, "yes" if router["ready"] else "no", _or_dash(router["version"]), missing, run)
     return table
 

@@ -448,6 +448,7 @@ class RouterModel(ResponseModel):
     missing: list[str] = Field(description="What it lacks, or what does not fit this base and catalog.")
     run: str | None = Field(description="The command that mends it.")
     pending: int = Field(description="Experts whose centroids are being made; each takes part once its own is there.")
+    problems: list[str] = Field(description="Experts whose centroid could not be made, each with the reason.")
 
 
 class RouterList(CatalogChange):

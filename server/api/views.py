@@ -83,7 +83,13 @@ def _shadow(shadow: Shadow, used: Decision) -> ShadowModel:
 def router_list(statuses: Sequence[RouterStatus], default: RouterName, catalog_generation: int) -> RouterList:
     routers = [
         RouterModel(
-            router=s.router, ready=s.ready, version=s.version, missing=list(s.missing), run=s.way_out, pending=s.pending
+            router=s.router,
+            ready=s.ready,
+            version=s.version,
+            missing=list(s.missing),
+            run=s.way_out,
+            pending=s.pending,
+            problems=list(s.problems),
         )
         for s in statuses
     ]

@@ -36,7 +36,14 @@ from server.engine.scheduler import StepPlan, plan_step
 from server.engine.session_state import SessionState
 from server.engine.step_logits import StepLogits
 from server.engine.types import Branches, EngineObserver, IndicatorLogits, Occupancy, StepStats, Token
-from server.errors import EngineStopped, NonFiniteLogits, NotSelfSelecting, PromptTooLong, RequestTooLarge
+from server.errors import (
+    EngineStopped,
+    InvocationMissing,
+    NonFiniteLogits,
+    NotSelfSelecting,
+    PromptTooLong,
+    RequestTooLarge,
+)
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, IndicatorTokens, Prompt
 from server.model.native import Kernels, applies_to, load_kernels
@@ -512,6 +519,14 @@ class Session:
         job = StatesJob(self._future())
         self._engine.submit(self._state, job)
         return await job.future
+
+    def wakes(self, expert: ExpertVersion) -> bool:
+        """Whether the expert could answer: False where `generate` would raise InvocationMissing."""
+        try:
+            self._engine.waking(expert, self.prompt)
+        except InvocationMissing:
+            return False
+        return True
 
     def drop(self, experts: Seq[ExpertVersion]) -> None:
         """Gives up held probes."""

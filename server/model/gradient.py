@@ -12,7 +12,7 @@ import asyncio
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,10 +134,6 @@ class GradientFeature:
         vector_D: Vector = (sketch_D / length).cpu().numpy()
         return Measured(vector_D, loss)
 
-    def centroid(self, prompts: Sequence[Prompt]) -> Vector:
-        """[D] of length 1: the mean of the prompts' features. At least one prompt. Raises as `of`."""
-        return mean_direction(np.stack([self.of(prompt) for prompt in prompts]))
-
 
 class GradientWorker:
     """Answers event loops from a thread of its own, one prompt after the other, so that neither the engine nor whoever
@@ -159,18 +155,15 @@ class GradientWorker:
 
     async def of(self, base: ExpertVersion, prompt: Prompt, *, width: int, seed: int) -> Vector:
         """[width]. Raises InvalidRequest, NonFiniteGradient, InvalidAdapter."""
-        return await self._in_thread(lambda: self._feature(base, Projection(width, seed)).of(prompt))
 
-    async def centroid(self, base: ExpertVersion, prompts: Sequence[Prompt], *, width: int, seed: int) -> Vector:
-        """[width] of length 1: the mean of the prompts' features. Raises as `of`."""
-        return await self._in_thread(lambda: self._feature(base, Projection(width, seed)).centroid(prompts))
+        def compute() -> Vector:
+            return self._feature(base, Projection(width, seed)).of(prompt)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, compute)
 
     def close(self) -> None:
         """Ends the thread once it has done what it is at."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-
-    async def _in_thread(self, work: Callable[[], Vector]) -> Vector:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _feature(self, base: ExpertVersion, projection: Projection) -> GradientFeature:
         key = (base.adapter_digest, projection)

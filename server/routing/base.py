@@ -39,6 +39,10 @@ class RoutingSession(Prober, Protocol):
         """[L, D] fp32: the mean over the prompt's tokens of what enters each layer of the base."""
         ...
 
+    def wakes(self, expert: ExpertVersion) -> bool:
+        """Whether the expert could answer: False for an activated one whose invocation tokens the prompt lacks."""
+        ...
+
 
 @dataclass(frozen=True)
 class Considered:
@@ -132,7 +136,8 @@ class RouterStatus:
     """Whether a router can decide on one catalog. `missing` says what it lacks, and `way_out` the command to run then.
 
     `version` names what it decides with, where that is trained and versioned; `pending` counts experts that will take
-    part as soon as what they lack has been made.
+    part as soon as what they lack has been made; `problems` say what went wrong there, which leaves the router as ready as
+    it is.
     """
 
     router: ScoringRouter
@@ -140,6 +145,7 @@ class RouterStatus:
     missing: tuple[str, ...] = ()
     way_out: str | None = None
     pending: int = 0
+    problems: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:

@@ -14,7 +14,7 @@ from server.routing.base import Decision, RoutePlan, RoutingSession, Shortlist
 
 @dataclass(frozen=True)
 class FallbackPlan:
-    """Another plan, with somebody in the base model's place."""
+    """Another plan, with somebody in the base model's place; a prompt that does not wake them up leaves it to the base."""
 
     plan: RoutePlan
     expert: ExpertVersion
@@ -29,7 +29,7 @@ class FallbackPlan:
 
     async def route(self, prompt: Prompt, session: RoutingSession, shortlist: Shortlist | None) -> Decision:
         decision = await self.plan.route(prompt, session, shortlist)
-        return replace(decision, answerer=self.expert) if decision.fallback else decision
+        return replace(decision, answerer=self.expert) if decision.fallback and session.wakes(self.expert) else decision
 
 
 def with_fallback(plan: RoutePlan, expert: ExpertVersion | None) -> RoutePlan:

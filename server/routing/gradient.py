@@ -52,6 +52,7 @@ class GradientPool:
     centroids_CD: NDArray[np.float32]
     origin: Origin
     pending: int = 0  # experts whose centroid is being made
+    problems: tuple[str, ...] = ()  # with the making of centroids
 
     @property
     def width(self) -> int:
@@ -60,8 +61,12 @@ class GradientPool:
 
 @dataclass(frozen=True)
 class _Missing:
+    """Why there is no pool; `way_out` None where waiting is enough."""
+
     reasons: tuple[str, ...]
     pending: int = 0
+    problems: tuple[str, ...] = ()
+    way_out: str | None = _WAY_OUT
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +89,17 @@ class Made(Protocol):
 
     @property
     def revision(self) -> int:
-        """Grows with every one."""
+        """Grows with whatever changes here."""
         ...
 
     def get(self, expert: ExpertVersion, census: Census) -> Centroid | None: ...
 
     def num_pending(self, census: Census) -> int:
         """How many are still to be made."""
+        ...
+
+    def problems(self, census: Census) -> tuple[str, ...]:
+        """What kept those from being made that have been tried in vain, given up or not."""
         ...
 
 
@@ -131,11 +140,18 @@ def find_pool(
     if isinstance(census, _Missing):
         return census
     pending = 0 if made is None else made.num_pending(census)
+    problems = () if made is None else made.problems(census)
     members = [*census.fitting, *(() if made is None else _made(census, made))]
+    if not members and pending:
+        reason = (
+            f"centroids of {pending} experts are being made with base adapter {census.base.ref}: wait for the first"
+        )
+        return _Missing((reason, *problems), pending, problems, way_out=None)
     if not members:
-        return _Missing(_nobody_fits(census, base_fingerprint, feature), pending)
+        return _Missing((*_nobody_fits(census, base_fingerprint, feature), *problems), pending, problems)
     vectors_CD = np.stack([centroid.vector_D for _, centroid in members])
-    return GradientPool(census.base, tuple(version for version, _ in members), vectors_CD, census.origin, pending)
+    experts = tuple(version for version, _ in members)
+    return GradientPool(census.base, experts, vectors_CD, census.origin, pending, problems)
 
 
 def fits(centroid: Centroid, base: ExpertVersion, base_fingerprint: str, feature: str) -> str | None:
@@ -243,8 +259,14 @@ class GradientRouter:
         """`version` is the base adapter's."""
         pool = self._pool(catalog)
         if isinstance(pool, _Missing):
-            return RouterStatus("gradient", missing=pool.reasons, way_out=_WAY_OUT, pending=pool.pending)
-        return RouterStatus("gradient", version=pool.base.version, pending=pool.pending)
+            return RouterStatus(
+                "gradient",
+                missing=pool.reasons,
+                way_out=pool.way_out,
+                pending=pool.pending,
+                problems=pool.problems,
+            )
+        return RouterStatus("gradient", version=pool.base.version, pending=pool.pending, problems=pool.problems)
 
     def plan(self, catalog: Catalog) -> GradientPlan:
         """Raises RouterNotReady."""

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import App, Start, publish_router
+from tests.support import tiny
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +91,43 @@ async def test_streams_and_completions_fall_back_alike(world: App, alora: Path, 
     reply = await world.ask("POST", "/v1/completions", {"model": "relay/chain", "prompt": list(raw), "max_tokens": 60})
     assert reply.json()["choices"][0]["text"] == " general: hello wörld 😀"
     assert reply.json()["routing"]["expert"] == "general"
+
+
+async def test_a_prompt_that_does_not_wake_the_fallback_up_is_left_to_the_base(
+    world: App, alora: Path, lora: Path
+) -> None:
+    await world.register(lora, "plain")
+    assert (await world.register(alora, "general", manifest="{}")).status == 201
+    await set_fallback(world, "general")
+    raw = {"model": "relay/chain", "prompt": "hello", "max_tokens": 60}
+    reply = await world.ask("POST", "/v1/completions", raw)
+    assert reply.status == 200, reply.body
+    assert reply.json()["choices"][0]["text"] == " base: hello wörld 😀"
+    routing = reply.json()["routing"]
+    assert (routing["expert"], routing["fallback"], routing["reason"]) == (None, True, "no_acceptance")
+    streamed = await world.ask("POST", "/v1/completions", {**raw, "stream": True})
+    assert b"wake" not in streamed.body
+    assert b"error" not in streamed.body
+    templated = (await world.ask("POST", "/route", {"prompt": "hello"})).json()["routing"]
+    assert templated["expert"] == "general", "the chat template wakes it up"
+    assert await world.metric('lora_relay_fallbacks_total{action="base",reason="no_acceptance"}') == 2
+
+
+async def test_dry_runs_and_shadows_know_who_does_not_wake_up(
+    world: App, base_folder: Path, lora: Path, tmp_path: Path
+) -> None:
+    foreign = tiny.write_adapter(tmp_path, base_folder, kind="alora", invocation=(5, 5, 5), targets=["q_proj"])
+    await world.register(lora, "plain")
+    assert (await world.register(foreign, "general", manifest="{}")).status == 201
+    await set_fallback(world, "general")
+    publish_router(world, world.engine.base, {"plain": 0.0})
+    dry = (await world.ask("POST", "/route", {"prompt": "hi", "shadow": ["learned"]})).json()["routing"]
+    answered = (await world.ask("POST", "/generate", {"prompt": "hi", "shadow": ["learned"]})).json()
+    assert answered["text"] == " base: hello wörld 😀"
+    for routing in (dry, answered["routing"]):
+        assert (routing["expert"], routing["fallback"]) == (None, True)
+        [shadow] = routing["shadow"]
+        assert (shadow["expert"], shadow["fallback"], shadow["agreed"]) == (None, True, True)
 
 
 async def test_a_closed_learned_router_falls_back_too_and_shadows_agree_on_it(

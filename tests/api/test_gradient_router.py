@@ -31,7 +31,7 @@ def pool(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     origin = Origin(base.spec.fingerprint, digest_adapter(folders["pool-base"]), FEATURE, PROJECTION.seed)
     for seed, (name, topic) in enumerate(TOPICS.items()):
         folders[name] = tiny.write_adapter(root / name, base_folder, kind="lora", seed=seed, targets=["v_proj"])
-        vector = feature.centroid([chat.render([{"role": "user", "content": topic}])])
+        vector = feature.of(chat.render([{"role": "user", "content": topic}]))
         (folders[name] / CENTROID_FILE).write_bytes(Centroid(origin, vector).to_bytes())
     return folders
 

@@ -218,6 +218,18 @@ async def test_an_activated_expert_refuses_a_raw_prompt_that_does_not_invoke_it(
         assert (reply.status, error["code"], error["param"]) == (422, "invocation_missing", "model")
 
 
+async def test_an_activated_fallback_leaves_a_raw_prompt_that_does_not_invoke_it_to_the_base(
+    real: RealApp, alora: Path, chat: ChatFormat
+) -> None:
+    await real.register(alora, "general", manifest="{}")
+    raw = {"model": "relay/chain", "prompt": "hello", "max_tokens": 8}
+    before = (await real.ask("POST", "/v1/completions", raw)).json()["choices"]
+    assert (await real.ask("PUT", "/fallback", {"expert": "general"})).status == 200
+    assert (await real.ask("POST", "/v1/completions", raw)).json()["choices"] == before
+    woken = {**raw, "prompt": list(chat.render([{"role": "user", "content": "hello"}]).tokens)}
+    assert (await real.ask("POST", "/v1/completions", woken)).json()["routing"]["expert"] == "general"
+
+
 async def test_experts_that_wake_up_early_in_a_raw_prompt_stay_within_what_it_reserved(
     real: RealApp, base_folder: Path, chat: ChatFormat, tmp_path: Path
 ) -> None:

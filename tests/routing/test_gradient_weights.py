@@ -144,17 +144,21 @@ class Shelf:
 
     def __init__(self) -> None:
         self.made: dict[str, Centroid] = {}
+        self.failed: set[str] = set()
 
     @property
     def revision(self) -> int:
-        return len(self.made)
+        return len(self.made) + len(self.failed)
 
     def get(self, expert: ExpertVersion, census: Census) -> Centroid | None:
         assert expert in census.wanting
         return self.made.get(expert.name)
 
     def num_pending(self, census: Census) -> int:
-        return sum(expert.name not in self.made for expert in census.wanting)
+        return sum(expert.name not in {*self.made, *self.failed} for expert in census.wanting)
+
+    def problems(self, census: Census) -> tuple[str, ...]:
+        return tuple(f"{expert.ref} gets none" for expert in census.wanting if expert.name in self.failed)
 
 
 def with_samples(version: ExpertVersion, recipe: str | None = None) -> ExpertVersion:
@@ -192,7 +196,12 @@ def test_a_pool_may_be_made_of_samples_alone_and_then_has_the_usual_projection()
     router = GradientRouter(source, made=shelf)
     catalog = catalog_of(with_samples(expert("early", None)))
     status = router.status(catalog)
-    assert (status.ready, status.pending) == (False, 1)
+    assert (status.ready, status.pending, status.way_out) == (False, 1, None)
+    assert status.missing == (
+        "centroids of 1 experts are being made with base adapter pool-base@1: wait for the first",
+    )
+    with pytest.raises(RouterNotReady, match="wait for the first$"):
+        router.plan(catalog)
     shelf.made["early"] = Centroid(replace(ORIGIN, projection_seed=0), unit([1] * Projection().width))
     assert [share.expert.name for share in routed(router, catalog).shares] == ["early"]
     assert source.asked == [("pool-base@1", Projection().width, Projection().seed)]
@@ -206,3 +215,16 @@ def test_a_newer_catalog_gets_its_own_pool_and_an_older_one_keeps_its_own() -> N
     assert len(routed(router, older).shares) == 1
     assert len(routed(router, newer).shares) == 2
     assert router.status(newer).version == 1
+
+
+def test_who_gets_no_centroid_is_named_and_keeps_nobody_else_out() -> None:
+    shelf = Shelf()
+    router = GradientRouter(FixedSource([1, 0]), made=shelf)
+    alone = catalog_of(with_samples(expert("early", None)))
+    shelf.failed.add("early")
+    status = router.status(alone)
+    assert (status.pending, status.problems) == (0, ("early@1 gets none",))
+    assert status.missing[-1] == "early@1 gets none"
+    assert "relay train elrea" in str(status.way_out)
+    beside = router.status(replace(catalog_of(with_samples(expert("early", None)), expert("a", [1, 0])), generation=9))
+    assert (beside.ready, beside.missing, beside.problems) == (True, (), ("early@1 gets none",))

@@ -35,6 +35,9 @@ class FakeSession:
     async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:  # noqa: ARG002
         raise AssertionError("the learned router asks nobody")
 
+    def wakes(self, expert: ExpertVersion) -> bool:  # noqa: ARG002
+        raise AssertionError("the learned router mixes plain experts")
+
     def drop(self, experts: Sequence[ExpertVersion]) -> None: ...
 
     def prefetch(self, experts: Sequence[ExpertVersion]) -> None: ...

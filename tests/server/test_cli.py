@@ -61,9 +61,25 @@ ROUTING = {
 ROUTERS = {
     "default": "chain",
     "routers": [
-        {"router": "chain", "ready": True, "version": None, "missing": [], "run": None, "pending": 0},
-        {"router": "gradient", "ready": True, "version": 1, "missing": [], "run": None, "pending": 4},
-        {"router": "learned", "ready": False, "version": None, "missing": ["no"], "run": "relay train x", "pending": 0},
+        {"router": "chain", "ready": True, "version": None, "missing": [], "run": None, "pending": 0, "problems": []},
+        {
+            "router": "gradient",
+            "ready": True,
+            "version": 1,
+            "missing": [],
+            "run": None,
+            "pending": 4,
+            "problems": ["a@1 gets none"],
+        },
+        {
+            "router": "learned",
+            "ready": False,
+            "version": None,
+            "missing": ["no"],
+            "run": "relay train x",
+            "pending": 0,
+            "problems": [],
+        },
     ],
     "catalog_generation": 17,
 }
@@ -175,7 +191,7 @@ def test_routers_shows_what_is_missing() -> None:
     status, output = relay("routers")
     assert status == 0
     assert "chain (default) yes - - -" in output
-    assert "gradient yes 1 4 centroids, which are being made -" in output
+    assert "gradient yes 1 a@1 gets none; 4 centroids, which are being made -" in output
     assert "learned no - no relay train x" in output
 
 

@@ -22,9 +22,9 @@ from server.engine import (
 )
 from server.engine.answerer import experts_of
 from server.engine.prompt_states import States
-from server.errors import EngineStopped, PromptTooLong, RequestTooLarge
+from server.errors import EngineStopped, InvocationMissing, PromptTooLong, RequestTooLarge
 from server.model.base import Base
-from server.model.chat import ChatFormat, Prompt
+from server.model.chat import ChatFormat, Prompt, activation_start
 
 
 class FakeEngine:
@@ -105,12 +105,19 @@ class FakeSession:
         states: States = np.full((config.num_hidden_layers, config.hidden_size), 2 if "two" in text else 1, np.float32)
         return states
 
+    def wakes(self, expert: ExpertVersion) -> bool:
+        """As the engine sees it, for experts whose indicators are no invocation."""
+        return not (expert.invocation_tokens and activation_start(self.prompt.tokens, expert.invocation_tokens) is None)
+
     def drop(self, experts: Sequence[ExpertVersion]) -> None: ...
 
     def prefetch(self, experts: Sequence[ExpertVersion]) -> None: ...
 
     async def generate(self, answerer: Answerer, sampling: Sampling) -> AsyncIterator[Token]:
         self._engine.samplings.append(sampling)
+        for expert in experts_of(answerer):
+            if not self.wakes(expert):
+                raise InvocationMissing(expert.ref)
         text = self._engine.answer.format(name="+".join(e.name for e in experts_of(answerer)) or "base")
         tokens = [*self._engine.chat.encode(text), next(iter(self._engine.base.stop_tokens))]
         for index, token in enumerate(tokens):

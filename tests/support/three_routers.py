@@ -23,7 +23,7 @@ from expert_store import (
 from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
 from server.model.gates import GateNetwork
-from server.model.gradient import FEATURE, GradientFeature, GradientRunner
+from server.model.gradient import FEATURE, GradientFeature, GradientRunner, mean_direction
 from server.model.sketch import Projection
 from tests.support import tiny
 
@@ -71,7 +71,9 @@ def _add_mixture(root: Path, made: ThreeRouters, store: ExpertStore, base: Base,
     for seed, (name, topic) in enumerate(TOPICS.items(), start=5):
         adapter = tiny.write_adapter(root / name, made.base_folder, kind="lora", seed=seed, strength=0.05)
         prompts = [chat.render([{"role": "user", "content": topic.format(number)}]) for number in range(100, 106)]
-        (adapter / CENTROID_FILE).write_bytes(Centroid(origin, feature.centroid(prompts)).to_bytes())
+        (adapter / CENTROID_FILE).write_bytes(
+            Centroid(origin, mean_direction(np.stack([*map(feature.of, prompts)]))).to_bytes()
+        )
         _publish(store, base, adapter, name, ManifestDraft())
 
 
