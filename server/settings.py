@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     )
     cache: Directory = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", "~/.cache"),
-        description="Folder for what can be made again, such as the converted GGUF base.",
+        description="Folder for what can be made again: converted/ (GGUF bases), centroids/, kernels/.",
     )
     chat_template: Directory | None = Field(
         None, description="File with a Jinja chat template to use instead of the base model's own."

@@ -1,6 +1,7 @@
 """A pool with centroids over HTTP: registered, routed by gradient, and what is refused."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 from expert_store import CENTROID_FILE, Centroid, Origin, digest_adapter, read_centroid
 from server.model.base import load_base
 from server.model.chat import ChatFormat
-from server.model.gradient import FEATURE, GradientFeature, GradientRunner
+from server.model.gradient import FEATURE, GradientFeature, GradientRunner, GradientWorker
 from server.model.sketch import Projection
-from tests.api.conftest import App, Part, Start, registration_parts
+from tests.api.conftest import MANIFEST, App, Part, Start, registration_parts
 from tests.support import asgi, tiny
 
 pytestmark = pytest.mark.anyio
@@ -174,6 +175,27 @@ async def test_who_came_before_the_base_adapter_gets_the_same_centroid_in_the_ba
     assert kept.stat().st_mtime_ns == before, "it is read, not made again"
 
 
+async def test_while_the_first_is_being_made_there_is_nothing_to_run_and_a_failure_is_said(
+    world: App, pool: dict[str, Path], alora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreadable(*_: Any, **__: Any) -> Any:
+        raise OSError("no such disk")
+
+    monkeypatch.setattr(GradientWorker, "of", unreadable)
+    await world.register(alora, "early")
+    await register_base(world, pool)
+    async with asyncio.timeout(60):
+        while not (listed := await gradient_router(world))["problems"]:
+            await asyncio.sleep(0.02)
+    assert (listed["ready"], listed["pending"], listed["run"]) == (False, 1, None)
+    assert listed["missing"][0].endswith("wait for the first")
+    [problem] = listed["problems"]
+    assert problem == "the centroid of early@1 could not be made yet and is tried again: no such disk"
+    error = (await world.ask("POST", "/route", {"prompt": "hi", "router": "gradient"})).json()["error"]
+    assert "relay train elrea" not in error["message"]
+    assert "no such disk" in error["message"]
+
+
 async def test_another_base_adapter_asks_for_others(world: App, pool: dict[str, Path], alora: Path) -> None:
     await register_all(world, pool)
     await world.register(alora, "late")
@@ -190,14 +212,23 @@ async def test_another_base_adapter_asks_for_others(world: App, pool: dict[str, 
     assert new["late"] == pytest.approx(1, abs=1e-5), "its sample's gradient through the new base adapter"
 
 
+def said_of_centroid(reply: asgi.Reply) -> str:
+    assert reply.status == 201, reply.body
+    return str({check["name"]: check["detail"] for check in reply.json()["checks"]}["centroid"])
+
+
 async def test_an_expert_from_elsewhere_gets_its_centroid_from_samples(
     world: App, pool: dict[str, Path], alora: Path
 ) -> None:
-    early = (await world.register(alora, "early")).json()
-    assert "for want of a base adapter" in {c["name"]: c["detail"] for c in early["checks"]}["centroid"]
+    assert "for want of a base adapter in the pool: one is made of its samples in the background" in said_of_centroid(
+        await world.register(alora, "early")
+    )
+    silent = said_of_centroid(await world.register(alora, "silent", manifest="{}"))
+    assert silent == "none, for want of samples: the gradient router leaves it out"
     await register_all(world, pool)
-    late = (await world.register(alora, "late")).json()
-    assert "made from 1 samples" in {c["name"]: c["detail"] for c in late["checks"]}["centroid"]
+    assert "made from 1 samples" in said_of_centroid(await world.register(alora, "late"))
+    again = said_of_centroid(await upload(world, pool["pool-base"], "pool-base", manifest=json.dumps(MANIFEST)))
+    assert again.startswith("none: pool-base@1 is the base adapter")
     centroid = world.store.catalog.resolve("late").centroid
     trained = world.store.catalog.resolve("pool-0").centroid
     assert centroid is not None
