@@ -136,8 +136,7 @@ class RouterStatus:
     """Whether a router can decide on one catalog. `missing` says what it lacks, and `way_out` the command to run then.
 
     `version` names what it decides with, where that is trained and versioned; `pending` counts experts that will take
-    part as soon as what they lack has been made; `problems` say what went wrong there, which leaves the router as ready as
-    it is.
+    part as soon as what they lack has been made; `problems` say what went wrong there, ready or not.
     """
 
     router: ScoringRouter

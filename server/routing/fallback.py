@@ -14,7 +14,7 @@ from server.routing.base import Decision, RoutePlan, RoutingSession, Shortlist
 
 @dataclass(frozen=True)
 class FallbackPlan:
-    """Another plan, with somebody in the base model's place; a prompt that does not wake them up leaves it to the base."""
+    """Another plan, with somebody in the base model's place, unless the prompt does not wake them up."""
 
     plan: RoutePlan
     expert: ExpertVersion

@@ -200,7 +200,7 @@ def test_a_pool_may_be_made_of_samples_alone_and_then_has_the_usual_projection()
     assert status.missing == (
         "centroids of 1 experts are being made with base adapter pool-base@1: wait for the first",
     )
-    with pytest.raises(RouterNotReady, match="wait for the first$"):
+    with pytest.raises(RouterNotReady, match=r"wait for the first$"):
         router.plan(catalog)
     shelf.made["early"] = Centroid(replace(ORIGIN, projection_seed=0), unit([1] * Projection().width))
     assert [share.expert.name for share in routed(router, catalog).shares] == ["early"]
