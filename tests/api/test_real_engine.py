@@ -222,7 +222,7 @@ async def test_an_activated_fallback_leaves_a_raw_prompt_that_does_not_invoke_it
     real: RealApp, alora: Path, chat: ChatFormat
 ) -> None:
     await real.register(alora, "general", manifest="{}")
-    raw = {"model": "relay/chain", "prompt": "hello", "max_tokens": 8}
+    raw = {"model": "relay/chain", "prompt": "hello", "max_tokens": 8, "temperature": 0}
     before = (await real.ask("POST", "/v1/completions", raw)).json()["choices"]
     assert (await real.ask("PUT", "/fallback", {"expert": "general"})).status == 200
     assert (await real.ask("POST", "/v1/completions", raw)).json()["choices"] == before

@@ -22,7 +22,7 @@ from server.engine import (
 )
 from server.engine.answerer import experts_of
 from server.engine.prompt_states import States
-from server.errors import EngineStopped, InvocationMissing, PromptTooLong, RequestTooLarge
+from server.errors import EngineStopped, PromptTooLong, RequestTooLarge
 from server.model.base import Base
 from server.model.chat import ChatFormat, Prompt, activation_start
 
@@ -115,9 +115,6 @@ class FakeSession:
 
     async def generate(self, answerer: Answerer, sampling: Sampling) -> AsyncIterator[Token]:
         self._engine.samplings.append(sampling)
-        for expert in experts_of(answerer):
-            if not self.wakes(expert):
-                raise InvocationMissing(expert.ref)
         text = self._engine.answer.format(name="+".join(e.name for e in experts_of(answerer)) or "base")
         tokens = [*self._engine.chat.encode(text), next(iter(self._engine.base.stop_tokens))]
         for index, token in enumerate(tokens):
