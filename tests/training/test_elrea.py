@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from expert_store import WEIGHTS_FILE, inspect_adapter, parse_draft, read_centroid
 from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
-from server.model.gradient import GradientFeature, GradientRunner
+from server.model.gradient import GradientFeature, GradientRunner, mean_direction
 from server.model.sketch import Projection
 from tests.support.tiny import write_base
 from tests.training.test_see import Recorder
@@ -97,7 +97,7 @@ def test_a_centroid_is_the_mean_feature_of_its_rows(trained: tuple[ElreaPool, Da
     centroids = np.stack([read_centroid(folder / "centroid.safetensors").vector_D for folder in pool.experts])
     for topic in range(3):
         rows = [row.input for row in data.rows if int(row.id) % 3 == topic]
-        mean = feature.centroid([chat.render([{"role": "user", "content": text}]) for text in rows])
+        mean = mean_direction(np.stack([feature.of(chat.render([{"role": "user", "content": text}])) for text in rows]))
         assert float((centroids @ mean).max()) == pytest.approx(1, abs=1e-5)
 
 
