@@ -22,6 +22,13 @@ def positive(text: str) -> int:
     return number
 
 
+def two_or_more(text: str) -> int:
+    """So many tokens that there is a time between two of them. Raises ArgumentTypeError."""
+    if positive(text) < 2:
+        raise argparse.ArgumentTypeError("one token has no time between tokens, ask for 2 or more")
+    return int(text)
+
+
 def label(text: str) -> str:
     """What result files are called. Raises ArgumentTypeError."""
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*", text) is None:

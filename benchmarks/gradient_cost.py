@@ -30,7 +30,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command_line import add_base, label, options, positive, progress_bar, write_record
+from benchmarks.command_line import add_base, label, options, positive, progress_bar, two_or_more, write_record
 from benchmarks.copied_store import NotMeasurable, require_routers, server_over_copy
 from benchmarks.generation import Heard, Unheard, listen
 from benchmarks.serving.statistics import Spread
@@ -190,15 +190,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=positive, default=20, help="of each phase; default %(default)s")
     parser.add_argument("--rounds", type=positive, default=3, help="default %(default)s")
     parser.add_argument("--prompt-words", type=positive, default=50, help="default %(default)s")
-    parser.add_argument("--max-tokens", type=positive, default=64, help="at least 2; default %(default)s")
+    parser.add_argument("--max-tokens", type=two_or_more, default=64, help="at least 2; default %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of the prompts; default %(default)s")
     parser.add_argument("--server", default="", metavar="FLAGS", help='more of the server\'s, as "--dtype fp32"')
     add_base(parser)
     parser.add_argument("--label", type=label, help="write LABEL.json to benchmarks/results/gradient_cost/")
-    given = parser.parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
-    if given.max_tokens < 2:
-        parser.error("--max-tokens: one token has no time between tokens, ask for 2 or more")
-    return given
+    return parser.parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
 
 
 if __name__ == "__main__":

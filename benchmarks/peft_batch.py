@@ -27,7 +27,7 @@ from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command_line import add_base, label, options, positive, progress_bar, write_record
+from benchmarks.command_line import add_base, label, options, positive, progress_bar, two_or_more, write_record
 from benchmarks.serving.load import Round, run_round
 from benchmarks.serving.statistics import Spread, failures
 from benchmarks.serving.work import Job, Work, jobs
@@ -207,16 +207,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rank", type=positive, default=8, help="default %(default)s")
     parser.add_argument("--requests", type=positive, default=16, help="in the batch; default %(default)s")
     parser.add_argument("--prompt-words", type=positive, default=100, help="default %(default)s")
-    parser.add_argument("--max-tokens", type=positive, default=64, help="at least 2; default %(default)s")
+    parser.add_argument("--max-tokens", type=two_or_more, default=64, help="at least 2; default %(default)s")
     parser.add_argument("--rounds", type=positive, default=5, help="beside the one that warms up; default %(default)s")
     parser.add_argument("--minutes", type=float, default=10, help="for all rounds; default %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of the prompts; default %(default)s")
     add_base(parser)
     parser.add_argument("--label", type=label, help="write LABEL.json to benchmarks/results/peft_batch/")
-    given = parser.parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
-    if given.max_tokens < 2:
-        parser.error("--max-tokens: one token has no time between tokens, ask for 2 or more")
-    return given
+    return parser.parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pydantic import ByteSize, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command_line import add_base, label, options, positive, progress_bar, write_record
+from benchmarks.command_line import add_base, label, options, positive, progress_bar, two_or_more, write_record
 from benchmarks.serving.load import Round, run_round
 from benchmarks.serving.statistics import Figures, Spread, failures, figures, ratios, summarise
 from benchmarks.serving.work import POPULARITIES, Work, jobs
@@ -207,15 +207,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=3, help="default %(default)s")
     parser.add_argument("--minutes", type=float, default=8, help="for all rounds; default %(default)s")
     parser.add_argument("--prompt-words", type=positive, default=50, help="default %(default)s")
-    parser.add_argument("--max-tokens", type=int, default=32, help="at least 2; default %(default)s")
+    parser.add_argument("--max-tokens", type=two_or_more, default=32, help="at least 2; default %(default)s")
     add_base(parser)
     parser.add_argument("--seed", type=int, default=1, help="of the prompts; default %(default)s")
     parser.add_argument("--label", type=label, help="write LABEL.json and LABEL.png to benchmarks/results/pool/")
     given = parser.parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
     if not 1 <= given.slots <= given.experts:
         parser.error("--slots: between 1 and the number of experts")
-    if given.max_tokens < 2:
-        parser.error("--max-tokens: one token has no time between tokens, ask for 2 or more")
     return given
 
 

@@ -27,6 +27,24 @@ class LoopOptions:
     seed: int
     save_every: int
 
+    @classmethod
+    def of(cls, told: "Told", num_steps: int) -> "LoopOptions":
+        """As a recipe was told, with a checkpoint after each eighth."""
+        return cls(told.learning_rate, told.warmup, told.seed, save_every=max(10, num_steps // 8))
+
+
+class Told(Protocol):
+    """What every recipe's options say of its steps."""
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def warmup(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
+
 
 class StepLoss(Protocol):
     """What is to become small; a `SuffixRunner` for adapters, or one with a penalty.

@@ -143,12 +143,7 @@ def train_router(
     steps = RouterSteps(
         kept, runner, options.batch_size, options.epochs, options.seed, options.first_tau, options.last_tau
     )
-    loop = LoopOptions(
-        learning_rate=options.learning_rate,
-        warmup=options.warmup,
-        seed=options.seed,
-        save_every=max(10, len(steps) // 8),
-    )
+    loop = LoopOptions.of(options, len(steps))
     run_plan(network, runner, steps, loop, checkpoints=checkpoints, resume=resume, observer=observer)
 
     quality = _quality(runner, held_out, first=len(kept), experts=[data.measured.expert_of[e.row.id] for e in held_out])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import set_seed
@@ -28,6 +28,7 @@ from training.loop import LoopOptions, run_plan
 from training.progress import RunObserver
 from training.quality import Verdict, examine
 from training.suffix import SuffixRunner
+from training.tuning import fresh_adapter
 
 # Where an activated adapter wakes up: at the generation prompt, or at the tokens the indicators have in common, which
 # is cheaper to ask (one token instead of five with the bundled base) and leaves it less to decide with.
@@ -180,7 +181,8 @@ def fit(
     if options.average and start is None:
         raise InvalidRun(f"--average {options.average}: there is nothing to average with, say --start DIR")
     set_seed(options.seed)
-    model = _fresh_adapter(base, options)
+    alpha = options.alpha or 2 * options.rank
+    model = fresh_adapter(base, rank=options.rank, alpha=alpha, targets=options.targets)
     if start is not None:
         _take_weights(model, start)
     shared = _shared_tokens(base, examples) if activated else ()
@@ -195,7 +197,7 @@ def fit(
         examples.own, examples.negatives, batch_size=options.batch_size, epochs=options.epochs, seed=options.seed
     )
     steps = StepDataset(plan, collator.collate)
-    loop = _loop_options(options, len(plan))
+    loop = LoopOptions.of(options, len(plan))
     averaging = Averaging(model, num_steps=len(plan), share=1, beta=options.average) if options.average else None
     run_plan(
         model,
@@ -312,29 +314,6 @@ def _shared_tokens(base: Base, examples: Examples) -> tuple[int, ...]:
     everything = (examples.own, examples.negatives, examples.held_out_own, examples.held_out_negatives)
     bodies = [e.tokens[: e.frozen_length] for group in everything for e in group]
     return bodies[0][: min(common_prefix_length(bodies[0], body) for body in bodies)]
-
-
-def _loop_options(options: SelectionOptions, num_steps: int) -> LoopOptions:
-    return LoopOptions(
-        learning_rate=options.learning_rate,
-        warmup=options.warmup,
-        seed=options.seed,
-        save_every=max(10, num_steps // 8),
-    )
-
-
-def _fresh_adapter(base: Base, options: SelectionOptions) -> PeftModel:
-    """The base with a new plain LoRA; an activated one is trained on suffixes alone, where it is active throughout."""
-    if base.device.type == "cpu":
-        base.model.set_attn_implementation("eager")  # its backward pass takes two thirds of sdpa's time here
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=options.rank,
-        lora_alpha=cast(int, options.alpha or 2 * options.rank),  # PEFT takes floats as well
-        target_modules=list(options.targets) or "all-linear",
-    )
-    model: PeftModel = get_peft_model(base.model, config)
-    return model
 
 
 def _round_to_bf16(model: PeftModel) -> None:

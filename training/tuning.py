@@ -143,17 +143,11 @@ def tune(
     after_step: Callable[[int], None] | None = None,
 ) -> None:
     """Walks through the steps; `model` is trained in place. Raises Diverged."""
-    loop = LoopOptions(
-        learning_rate=options.learning_rate,
-        warmup=options.warmup,
-        seed=options.seed,
-        save_every=max(10, len(steps) // 8),
-    )
     run_plan(
         model,
         loss,
         steps,
-        loop,
+        LoopOptions.of(options, len(steps)),
         checkpoints=checkpoints,
         resume=resume,
         observer=observer,

@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.command_line import label, positive
+from benchmarks.command_line import label, positive, two_or_more
 from benchmarks.serving.load import Side, run_rounds
 from benchmarks.serving.report import Measured, table, write
 from benchmarks.serving.statistics import NothingMeasured, failures, figures
@@ -104,14 +104,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=3, help="beside the one that warms up; default %(default)s")
     parser.add_argument("--prompt-words", type=positive, default=100, help="default %(default)s")
     parser.add_argument("--template", default="{}", help="the prompt, with {} for the words; default the words alone")
-    parser.add_argument("--max-tokens", type=positive, default=64, help="at least 2; default %(default)s")
+    parser.add_argument("--max-tokens", type=two_or_more, default=64, help="at least 2; default %(default)s")
     parser.add_argument("--popularity", choices=POPULARITIES, default="distinct", help="default %(default)s: in turn")
     parser.add_argument("--seed", type=int, default=1, help="of the prompts; default %(default)s")
     parser.add_argument("--label", type=label, help="write LABEL.json and LABEL.png to benchmarks/results/serving/")
     given = parser.parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
     given.requests = given.requests or REQUESTS_PER_PLACE * given.concurrency
-    if given.max_tokens < 2:
-        parser.error("--max-tokens: one token has no time between tokens, ask for 2 or more")
     if "{}" not in given.template:
         parser.error("--template: there is no {} in it for the words")
     if given.against_models is not None and len(given.against_models) != len(given.models):

@@ -73,13 +73,12 @@ def open_expert_lane(
     resources: Resources,
     *,
     choice: Choice | None = None,
-    wants_logits: bool = True,
 ) -> Lane:
     """Opens the lane of a pinned expert over prompt and tail, on the base lane's prompt where it can."""
     tokens = [*state.prompt.tokens, *tail]
     if waking.start == 0 or state.base is None:
-        return state.open_lane(waking.expert, slots, waking.start, tokens, resources.prefix, choice, wants_logits)
-    return state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks, choice, wants_logits)
+        return state.open_lane(waking.expert, slots, waking.start, tokens, resources.prefix, choice)
+    return state.fork_base(waking.expert, slots, waking.start, tokens, resources.blocks, choice)
 
 
 def base_is_near(state: SessionState, num_tokens: int, resources: Resources) -> bool:
@@ -117,12 +116,10 @@ class ProbeJob:
             return pinned
         ahead = resources.chosen.among([expert.digest for expert in experts if expert.answers_after_accept])
         for (waking, indicators), slots in zip(self.probes, pinned, strict=True):
-            answers = waking.expert.digest in ahead
-            tail = indicators.accept if answers else indicators.shared
+            tail = indicators.accept if waking.expert.digest in ahead else indicators.shared
             at = len(state.prompt.tokens) + indicators.shared_length
             choice = Choice(at, (indicators.accept_token, indicators.reject_token))
-            lane = open_expert_lane(state, waking, slots, tail, resources, choice=choice, wants_logits=answers)
-            self._lanes.append(lane)
+            self._lanes.append(open_expert_lane(state, waking, slots, tail, resources, choice=choice))
         return resources.access
 
     def take(self, state: SessionState, logits: StepLogits, resources: Resources) -> None:
@@ -329,7 +326,7 @@ class GenerateJob(Answer):
             return open_expert_lane(state, waking, pinned[0], self.accept, resources)
         held.sequence.tokens = [*state.prompt.tokens, *self.accept]
         held.sequence.slots = pinned[0]  # its slots may have changed hands since it was asked
-        held.sequence.choice, held.sequence.wants_logits = None, True
+        held.sequence.choice = None
         resources.chosen.note(waking.expert.digest)
         if held.logits_V is None and held.sequence.num_pending == 0:
             held.sequence.computed -= 1  # its logits were not kept, so its last token runs once more

@@ -57,7 +57,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Choice:
-    """Behind the first `at` tokens the logits of the tokens `between` are wanted."""
+    """Behind the first `at` tokens the logits of the tokens `between` are wanted, and no others."""
 
     at: int
     between: tuple[int, int]
@@ -95,8 +95,10 @@ class Segment:
 
     @property
     def wants_logits(self) -> bool:
-        """True where all logits behind its last token are wanted."""
-        return self.sequence.wants_logits and self.end == len(self.sequence.tokens)
+        """True where all logits behind its last token are wanted: not where two of them decide there."""
+        sequence = self.sequence
+        ends = sequence.wants_logits and self.end == len(sequence.tokens)
+        return ends and (sequence.choice is None or sequence.choice.at < self.end)
 
     @property
     def choice(self) -> Choice | None:

@@ -90,7 +90,6 @@ class SessionState:
         tokens: list[int],
         prefix: PrefixCache,
         choice: Choice | None = None,
-        wants_logits: bool = True,
     ) -> Lane:
         """A fresh lane for a pinned expert that wakes up at token `start`."""
         sequence = Sequence(
@@ -100,7 +99,6 @@ class SessionState:
             activation_start=start,
             digest=expert.digest,
             choice=choice,
-            wants_logits=wants_logits,
         )
         prefix.adopt(sequence)
         self.asked[expert.digest] = Lane(sequence, expert)
@@ -128,7 +126,6 @@ class SessionState:
         tokens: list[int],
         blocks: BlockPool,
         choice: Choice | None = None,
-        wants_logits: bool = True,
     ) -> Lane:
         """A lane for a pinned expert that shares what the base lane computes, or will, before token `start`."""
         assert self.base is not None, "there is no base lane to fork. This is a bug."
@@ -144,7 +141,6 @@ class SessionState:
             computed=shared,
             digest=expert.digest,
             choice=choice,
-            wants_logits=wants_logits,
             fork=Fork(parent, shared, None if copied is None else BlockCopy(*copied, shared % blocks.block_tokens)),
         )
         self.asked[expert.digest] = Lane(sequence, expert)

@@ -63,7 +63,7 @@ def test_two_logits_may_be_wanted_on_the_way_or_instead() -> None:
     assert wanted(2) == [(False, None)]
     probe.computed = 8
     assert wanted(50) == [(True, None)]
-    probe.choice, probe.wants_logits = Choice(12, (3, 4)), False
+    probe.choice = Choice(12, (3, 4))
     assert wanted(50) == [(False, probe.choice)]
 
 

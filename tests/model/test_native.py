@@ -136,4 +136,5 @@ def test_without_a_compiler_torch_does_the_work(tmp_path: Path, monkeypatch: pyt
 def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
     source = Path(load_kernels.__code__.co_filename).with_name("kernels.c")
     command = ["gcc", "-O3", "-march=x86-64-v3", "-fopenmp", "-Wall", "-Wextra", "-Werror", "-c", str(source)]
-    subprocess.run([*command, "-o", str(tmp_path / "out.o")], check=True)
+    built = subprocess.run([*command, "-o", str(tmp_path / "out.o")], capture_output=True, text=True, check=False)
+    assert (built.returncode, built.stderr) == (0, "")

@@ -56,8 +56,12 @@ async def test_begun_work_is_done_some_time() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads of a process cannot differ")
 async def test_a_process_that_stands_far_behind_already_can_work_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: int) -> None:
+    asked: list[int] = []
+
+    def refused(*wanted: int) -> None:
+        asked.append(wanted[-1])
         raise PermissionError("only root may come forward")
 
     monkeypatch.setattr(os, "setpriority", refused)
     _step_back()
+    assert asked[0] >= os.getpriority(os.PRIO_PROCESS, 0)

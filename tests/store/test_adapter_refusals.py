@@ -42,8 +42,9 @@ def test_bf16_is_accepted(tmp_path: Path) -> None:
 def test_files_that_are_no_part_of_the_adapter_are_not_looked_at(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a")
     (folder / "README.md").write_text("a model card")
+    before = inspect_adapter(write_adapter(tmp_path / "alone"), BASE, max_rank=2)
     (folder / "manifest.json").write_text("{}")
-    inspect_adapter(folder, BASE, max_rank=2)
+    assert inspect_adapter(folder, BASE, max_rank=2) == before
 
 
 # Files
@@ -221,7 +222,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, dt
 def test_the_largest_finite_values_are_accepted(tmp_path: Path) -> None:
     tensors = adapter_tensors(dtype=np.float16)
     tensors[KEY_B][:] = np.finfo(np.float16).max
-    inspect_adapter(write_adapter(tmp_path / "a", tensors=tensors), BASE, max_rank=2)
+    assert "finite" in inspect_adapter(write_adapter(tmp_path / "a", tensors=tensors), BASE, max_rank=2).checks
 
 
 def test_every_piece_of_a_large_tensor_is_looked_at(tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_an_adapter_without_any_effect_is_refused(tmp_path: Path, zeroed: str) -
 
 def test_one_module_with_an_effect_is_enough(tmp_path: Path) -> None:
     tensors = {key: values * (MODULE in key) for key, values in adapter_tensors().items()}
-    inspect_adapter(write_adapter(tmp_path / "a", tensors=tensors), BASE, max_rank=2)
+    assert "effect" in inspect_adapter(write_adapter(tmp_path / "a", tensors=tensors), BASE, max_rank=2).checks
 
 
 def test_an_int8_adapter_is_refused(tmp_path: Path) -> None:

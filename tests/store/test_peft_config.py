@@ -122,7 +122,7 @@ def test_layers_need_a_list_of_targets() -> None:
     ids=str,
 )
 def test_keys_without_an_effect_on_the_answer_are_accepted(tmp_path: Path, harmless: dict[str, Any]) -> None:
-    inspect_adapter(write_adapter(tmp_path / "a", **harmless), BASE, max_rank=2)
+    assert inspect_adapter(write_adapter(tmp_path / "a", **harmless), BASE, max_rank=2).kind == "lora"
 
 
 def test_invocation_tokens_make_an_activated_expert(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ class Workshop:
                     on_done(working.pop(future))
             except BrokenProcessPool as error:
                 raise UnitFailed(
-                    f"a training process was ended from outside, for want of memory perhaps (each takes up to 3 GB): "
+                    f"a training process was ended from outside, for want of memory perhaps (each takes up to 4 GB): "
                     f"free some or say --jobs {max(1, len(working) - 1)}; what is done is kept"
                 ) from error
             except BaseException:
