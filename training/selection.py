@@ -178,13 +178,7 @@ def fit(
     average of the products for weights that began together. Raises InvalidRun where the weights in `start` are of
     another shape or there are none to average with, Diverged.
     """
-    if options.average and start is None:
-        raise InvalidRun(f"--average {options.average}: there is nothing to average with, say --start DIR")
-    set_seed(options.seed)
-    alpha = options.alpha or 2 * options.rank
-    model = fresh_adapter(base, rank=options.rank, alpha=alpha, targets=options.targets)
-    if start is not None:
-        _take_weights(model, start)
+    model = _begun_adapter(base, options, start)
     shared = _shared_tokens(base, examples) if activated else ()
     runner = SuffixRunner(model, shared)
     collator = Collator(
@@ -217,6 +211,18 @@ def fit(
         for rows in (examples.held_out_own, examples.held_out_negatives)
     )
     return Fitted(model, own, calibrate([v.margin for v in own], [v.margin for v in negatives]))
+
+
+def _begun_adapter(base: Base, options: SelectionOptions, start: Path | None) -> PeftModel:
+    """Raises InvalidRun."""
+    if options.average and start is None:
+        raise InvalidRun(f"--average {options.average}: there is nothing to average with, say --start DIR")
+    set_seed(options.seed)
+    alpha = options.alpha or 2 * options.rank
+    model = fresh_adapter(base, rank=options.rank, alpha=alpha, targets=options.targets)
+    if start is not None:
+        _take_weights(model, start)
+    return model
 
 
 def invocation_tokens(chat: ChatFormat, tokens: IndicatorTokens, options: SelectionOptions) -> tuple[int, ...]:

@@ -9,13 +9,14 @@ from transformers import DynamicCache
 
 from server.engine.scheduler import Segment, StepPlan
 from server.errors import BaseModelError
-from server.model.attention import KVGeometry, PagedKV, SegmentSpan, plan_attention
+from server.model.attention import plan_attention
 from server.model.base import Base
 from server.model.fused import FusedDecoder, fusible
 from server.model.generic import GenericDecoder
 from server.model.logits import Logits, Wanted
 from server.model.lora import Blend, LoraArenas, Slots, arena_maker, plan_lora
 from server.model.native import Kernels
+from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
 from server.model.states import StateSums
 
 _CHECK_TOKENS = 24

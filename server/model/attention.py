@@ -3,7 +3,7 @@
 Knows blocks, segments and masks; nothing of sequences' owners, experts or sampling.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,70 +14,16 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from server.errors import BaseModelError
-from server.model.native import Kernels, NativeSpans
+from server.model.native import Kernels
+from server.model.native_attention import NativeCopies, NativeGroup
+from server.model.paged_kv import Call, PagedKV, SegmentSpan
 
 # Legend: T tokens in the step, H query heads, K key/value heads, G = H / K, D head width, C block_tokens (capacity of
 # a block), B segments in a group, n query tokens of a segment, N blocks of a segment, S = N * C keys.
 
 IMPLEMENTATION = "relay_paged"
 _GROUPED_QUERIES = 16  # segments up to this many queries share one batched product
-_NATIVE_QUERIES = 32  # a kernel's share of a long segment; a block of keys is made ready once for each
-_FORK_QUERIES = 4  # segments up to this many queries read the blocks they share together
-_FAMILY = 16  # segments at most that do
 _LIKE_LENGTH = 0.6  # of the longest in the group; less padding would make more groups
-
-
-@dataclass(frozen=True)
-class SegmentSpan:
-    """Where one segment lies: queries are step tokens [first_token, first_token + num_queries), the first of them at
-    `position` in its sequence, whose keys lie in `blocks` in order."""
-
-    first_token: int
-    num_queries: int
-    position: int
-    blocks: Sequence[int]
-
-    @property
-    def num_keys(self) -> int:
-        return self.position + self.num_queries
-
-
-class PagedKV:
-    """Keys and values of every layer, [blocks, 2 K, C, D] each: K heads of keys, then K of values.
-
-    Says nothing about who owns a block.
-    """
-
-    def __init__(
-        self,
-        *,
-        geometry: "KVGeometry",
-        num_blocks: int,
-        block_tokens: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.block_tokens = block_tokens
-        self.num_blocks = num_blocks
-        self.num_kv_heads = geometry.num_kv_heads
-        shape = (num_blocks, 2 * geometry.num_kv_heads, block_tokens, geometry.head_width)
-        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
-
-    @property
-    def device(self) -> torch.device:
-        return self.layers[0].device
-
-
-@dataclass(frozen=True)
-class KVGeometry:
-    """What the cache must hold for one token."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_width: int
-
-    def bytes_per_token(self, dtype: torch.dtype) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * self.head_width * dtype.itemsize
 
 
 @dataclass
@@ -86,8 +32,8 @@ class AttentionPlan:
 
     kv: PagedKV
     place_T: Tensor  # where a layer's [blocks * 2 K * C, D] holds head 0 of each token
-    copies: "_Copies | _NativeCopies | None"
-    groups: Sequence["_Group | _NativeGroup"]
+    copies: "_Copies | NativeCopies | None"
+    groups: Sequence["_Group | NativeGroup"]
     long_segments: list["_LongSegment"]
 
     @cached_property
@@ -119,7 +65,7 @@ class AttentionPlan:
         """[T, H, D]: as `attend`, for a step whose keys and values have been written."""
         if self.copies is not None:
             self.copies.make(self.kv.layers[layer])
-        call = _Call(query_THD, self.kv.layers[layer], scale, window, softcap)
+        call = Call(query_THD, self.kv.layers[layer], scale, window, softcap)
         output_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
         for group in self.groups:
             group.attend(call, output_THD)
@@ -141,13 +87,13 @@ def plan_attention(
     Between writing and reading, the first n tokens of block `source` are copied to `target` for each (source, target,
     n) of `copies`.
     """
-    groups: list[_Group] | list[_NativeGroup]
+    groups: list[_Group] | list[NativeGroup]
     if kernels is None:
         short = [s for s in segments if s.num_queries <= _GROUPED_QUERIES]
         groups = [_Group(members, kv) for members in _alike(short, kv.block_tokens)]
         long = [_LongSegment(s, kv) for s in segments if s.num_queries > _GROUPED_QUERIES]
     else:
-        groups = [_NativeGroup([piece for s in segments for piece in _pieces(s)], kv, kernels)]
+        groups = [NativeGroup(segments, kv, kernels)]
         long = []
     return AttentionPlan(
         kv=kv,
@@ -158,47 +104,8 @@ def plan_attention(
     )
 
 
-def _pieces(span: SegmentSpan) -> list[SegmentSpan]:
-    """A segment as short ones, which are dealt out to threads and reach only as far as their own last key."""
-    return [
-        SegmentSpan(
-            span.first_token + done, min(_NATIVE_QUERIES, span.num_queries - done), span.position + done, span.blocks
-        )
-        for done in range(0, span.num_queries, _NATIVE_QUERIES)
-    ]
-
-
-def _families(spans: Sequence[SegmentSpan], kv: PagedKV, threads: int) -> Iterator[tuple[list[SegmentSpan], int]]:
-    """Short segments that begin with the same blocks, and with how many: forks of one prompt, or of one remembered.
-
-    Only blocks that every query of the family sees whole count as shared. A family is one thread's work, so there are
-    enough of them for all threads, if need be of one segment each.
-    """
-    by_first: dict[int, list[SegmentSpan]] = {}
-    for span in spans:
-        by_first.setdefault(span.blocks[0] if span.num_queries <= _FORK_QUERIES else -len(by_first) - 1, []).append(
-            span
-        )
-    for together in by_first.values():
-        size = max(1, min(_FAMILY, len(together) * kv.num_kv_heads // (2 * threads)))
-        for first in range(0, len(together), size):
-            family = together[first : first + size]
-            tables = [span.blocks[: span.position // kv.block_tokens] for span in family]
-            num_shared = _num_common(tables)
-            if 2 * num_shared >= max(len(table) for table in tables) > 0 and len(family) > 1:
-                yield family, num_shared
-            else:
-                yield from (([span], 0) for span in family)
-
-
-def _num_common(tables: Sequence[Sequence[int]]) -> int:
-    """How many blocks all of them begin with in common."""
-    columns = zip(*tables, strict=False)
-    return next((at for at, column in enumerate(columns) if len(set(column)) > 1), min(map(len, tables)))
-
-
-def _planned(copies: Sequence[tuple[int, int, int]], kv: PagedKV, kernels: Kernels | None) -> "_Copies | _NativeCopies":
-    return _Copies(copies, kv) if kernels is None else _NativeCopies(copies, kernels)
+def _planned(copies: Sequence[tuple[int, int, int]], kv: PagedKV, kernels: Kernels | None) -> "_Copies | NativeCopies":
+    return _Copies(copies, kv) if kernels is None else NativeCopies(copies, kernels)
 
 
 class _Copies:
@@ -215,17 +122,6 @@ class _Copies:
     def make(self, cache: Tensor) -> None:
         rows = cache.view(-1, cache.shape[-1])
         rows.index_copy_(0, self._target, rows.index_select(0, self._source))
-
-
-class _NativeCopies:
-    """The same in one pass."""
-
-    def __init__(self, copies: Sequence[tuple[int, int, int]], kernels: Kernels) -> None:
-        self._kernels = kernels
-        self._copies = torch.tensor(copies)
-
-    def make(self, cache: Tensor) -> None:
-        self._kernels.copy_tokens(cache, self._copies)
 
 
 def _places(segments: Sequence[SegmentSpan], kv: PagedKV) -> Tensor:
@@ -284,33 +180,6 @@ def paged_attention(
     return output_THD[None], None
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One layer's attention call."""
-
-    query_THD: Tensor
-    kv: Tensor  # [blocks, 2 K, C, D]
-    scale: float
-    window: int | None
-    softcap: float | None
-
-
-class _NativeGroup:
-    """Segments of any shape; in 0.25 ms where scaled-dot-product attention takes 0.9 (200 queries, 2 CPU cores)."""
-
-    def __init__(self, members: Sequence[SegmentSpan], kv: PagedKV, kernels: Kernels) -> None:
-        self._kernels = kernels
-        families = list(_families(members, kv, torch.get_num_threads()))
-        self._spans = NativeSpans(
-            [(s.first_token, s.num_queries, s.position, s.blocks) for family, _ in families for s in family],
-            [(len(family), num_shared) for family, num_shared in families],
-        )
-
-    def attend(self, call: _Call, output_THD: Tensor) -> None:
-        assert call.softcap is None, "no model of the fused family caps its scores. This is a bug."
-        self._kernels.attend(call.query_THD, call.kv, output_THD, self._spans, call.scale, call.window)
-
-
 class _Group:
     """Segments with the same number of queries, their keys padded to the same number of blocks."""
 
@@ -333,7 +202,7 @@ class _Group:
         position_Bn = torch.tensor([[s.position + i for i in range(s.num_queries)] for s in members], device=device)
         self._biases = _Biases(position_Bn, num_blocks * kv.block_tokens)
 
-    def attend(self, call: _Call, output_THD: Tensor) -> None:
+    def attend(self, call: Call, output_THD: Tensor) -> None:
         num_heads, width = call.query_THD.shape[1:]
         num_kv_heads = call.kv.shape[1] // 2
         group = num_heads // num_kv_heads
@@ -385,7 +254,7 @@ class _LongSegment:
     kv: PagedKV
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def attend(self, call: _Call, output_THD: Tensor) -> None:
+    def attend(self, call: Call, output_THD: Tensor) -> None:
         span = self.span
         tokens = slice(span.first_token, span.first_token + span.num_queries)
         output_THD[tokens] = attend_segment(

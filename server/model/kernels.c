@@ -276,6 +276,29 @@ int64_t attend_scratch(int64_t rows, int64_t D, int64_t block_tokens) {
     return size + size % 2;
 }
 
+/* Of all rows: the query, widened and scaled, and an empty sum. */
+static inline __attribute__((always_inline)) void open_rows(const Attention *call, int64_t low, int64_t high, int64_t head,
+                                                            float *q, float *sum, int64_t D) {
+    int64_t group = call->heads / call->kv_heads;
+    for (int64_t s = low; s < high; s++)
+        for (int64_t r = 0; r < call->count[s] * group; r++, q += D, sum += D + 2) {
+            const bf16 *x = call->query + (call->first[s] + r / group) * call->query_stride + (head * group + r % group) * D;
+            for (int64_t i = 0; i < D; i++) q[i] = wide(x[i]) * call->scale, sum[i] = 0;
+            sum[D] = -INFINITY;
+            sum[D + 1] = 0;
+        }
+}
+
+/* The weighted means of one segment's rows into its output. */
+static inline __attribute__((always_inline)) void close_rows(const Attention *call, int64_t s, int64_t head,
+                                                             const float *sum, int64_t D) {
+    int64_t group = call->heads / call->kv_heads;
+    for (int64_t r = 0; r < call->count[s] * group; r++, sum += D + 2) {
+        bf16 *o = call->out + ((call->first[s] + r / group) * call->heads + head * group + r % group) * D;
+        for (int64_t i = 0; i < D; i++) o[i] = narrow(sum[i] / sum[D + 1]);
+    }
+}
+
 /* Queries of the segments [low, high), whose first `shared` blocks are the same ones and lie behind none of them, of the
  * heads that share one head of keys and values. Inlined for each common D. */
 static inline __attribute__((always_inline)) void attend_head(const Attention *call, int64_t low, int64_t high,
@@ -288,13 +311,7 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
     Tile tile = {keys, keys + stride * D, stride, 0};
     float *scores = tile.values + some * C * D, *queries = scores + ROWS * stride, *sums = queries + rows * D, *q = queries;
     if (stride > some * C) memset(keys, 0, (size_t)(stride * D) * sizeof *keys); /* vectors reach behind the last key */
-    memset(sums, 0, (size_t)(rows * (D + 2)) * sizeof *sums);
-    for (int64_t r = 0; r < rows; r++) sums[r * (D + 2) + D] = -INFINITY;
-    for (int64_t s = low; s < high; s++)
-        for (int64_t row = 0; row < call->count[s] * group; row++, q += D) {
-            const bf16 *x = call->query + (call->first[s] + row / group) * call->query_stride + (head * group + row % group) * D;
-            for (int64_t i = 0; i < D; i++) q[i] = wide(x[i]) * call->scale;
-        }
+    open_rows(call, low, high, head, queries, sums, D);
     if (window) shared = 0; /* where they begin to look differs */
     tile.turned = rows > FEW;
     for (int64_t b = 0; b < shared; b += some) {
@@ -303,7 +320,6 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
         open_tile(call, &tile, call->table + call->table_start[low] + b, blocks, head, D);
         absorb_rows(queries, &tile, from, to, scores, sums, D, rows);
     }
-    q = queries;
     for (int64_t s = low; s < high; s++) {
         int64_t position = call->position[s], count = call->count[s], own = count * group;
         int64_t oldest = window && position >= window ? position - window + 1 : 0, last = (position + count - 1) / C;
@@ -320,11 +336,7 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
             if (begin < end)
                 absorb_rows(q + begin * D, &tile, from + begin, to + begin, scores, sums + begin * (D + 2), D, end - begin);
         }
-        for (int64_t r = 0; r < own; r++) {
-            const float *sum = sums + r * (D + 2);
-            bf16 *o = call->out + ((call->first[s] + r / group) * call->heads + head * group + r % group) * D;
-            for (int64_t i = 0; i < D; i++) o[i] = narrow(sum[i] / sum[D + 1]);
-        }
+        close_rows(call, s, head, sums, D);
         q += own * D;
         sums += own * (D + 2);
     }

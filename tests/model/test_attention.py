@@ -6,17 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from server.model.attention import (
-    KVGeometry,
-    PagedKV,
-    SegmentSpan,
-    _families,
-    allowed_keys,
-    attend_segment,
-    paged_attention,
-    plan_attention,
-)
+from server.model.attention import allowed_keys, attend_segment, paged_attention, plan_attention
 from server.model.native import Kernels
+from server.model.native_attention import families_of
+from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
 
 HEADS, KV_HEADS, WIDTH, CAPACITY = 6, 2, 16, 4
 SHAPES = {
@@ -134,10 +127,10 @@ def test_forks_read_what_they_share_as_if_each_were_alone(
     for fork in range(num_forks):
         spans.append(SegmentSpan(first, 1 + fork % 4, position, [*shared, next(free), next(free)]))
         first += 1 + fork % 4
-    families = [(len(family), num_shared) for family, num_shared in _families(spans, kv, threads=1)]
+    families = [(len(family), num_shared) for family, num_shared in families_of(spans, kv, threads=1)]
     assert sum(size for size, _ in families) == len(spans)
     assert (min(num_forks + 1, 16), 3) in families  # with the one that shares three blocks only
-    assert {(len(family), n) for family, n in _families(spans, kv, threads=64)} == {(1, 0)}, "work for all threads"
+    assert {(len(family), n) for family, n in families_of(spans, kv, threads=64)} == {(1, 0)}, "work for all threads"
     check_kernels(spans, kv, window, kernels, HEADS)
 
 

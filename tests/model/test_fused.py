@@ -8,13 +8,14 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from server.model.attention import KVGeometry, PagedKV, SegmentSpan, plan_attention
+from server.model.attention import plan_attention
 from server.model.base import Base, load_base
 from server.model.fused import FusedDecoder, can_pack, fusible, pack, packed_linear
 from server.model.generic import GenericDecoder
 from server.model.logits import Logits, Wanted
 from server.model.lora import AdapterWeights, Slots, Terms, arena_maker, plan_lora
 from server.model.native import Kernels
+from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
 from tests.support import tiny
 
 CPU = torch.device("cpu")
