@@ -26,11 +26,12 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 
 @dataclass(frozen=True)
 class _Format:
-    """Unsigned integers of the same width; a value is NaN or infinite iff all bits under `exponent` are set."""
+    """Unsigned integers of the same width, which under `magnitude` stand in the order of the values' magnitudes: behind
+    infinity come the NaNs."""
 
     bits: DTypeLike
     size_bytes: int
-    exponent: int
+    infinity: int
     magnitude: int
 
 
@@ -90,12 +91,10 @@ def check_values(path: Path, tensors: tuple[Tensor, ...]) -> frozenset[str]:
 
 def _has_effect(data: mmap.mmap, tensor: Tensor) -> bool:
     form = _FORMATS[tensor.dtype]
-    nonzero = False
-    for bits in _pieces(data, tensor, form):
-        if ((bits & form.exponent) == form.exponent).any():
-            raise _refusal(f"{shown(tensor.key)} holds NaN or infinite values: train it again with a lower rate")
-        nonzero = nonzero or bool((bits & form.magnitude).any())
-    return nonzero
+    largest = max((int((bits & form.magnitude).max()) for bits in _pieces(data, tensor, form)), default=0)
+    if largest >= form.infinity:
+        raise _refusal(f"{shown(tensor.key)} holds NaN or infinite values: train it again with a lower rate")
+    return largest > 0
 
 
 def _pieces(data: mmap.mmap, tensor: Tensor, form: _Format) -> Iterator[NDArray[Any]]:

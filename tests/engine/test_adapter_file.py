@@ -56,6 +56,22 @@ def test_weights_that_scaling_makes_infinite_are_refused(base_folder: Path, tmp_
         read_adapter_file(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_a_is_no_reason_to_refuse_since_only_b_is_scaled(
+    base_folder: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    folder = adapter(base_folder, tmp_path / "a", torch.float32, rank=4)
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps({**config, "lora_alpha": 400}))
+    tensors = load((folder / WEIGHTS_FILE).read_bytes())
+    tensors[f"{KEY}.lora_A.weight"].fill_(3e37)
+    tensors[f"{KEY}.lora_B.weight"] = tensors[f"{KEY}.lora_B.weight"].to(dtype)
+    save_file(tensors, folder / WEIGHTS_FILE)
+    terms = read_adapter_file(folder).weights().terms[MODULE]
+    assert terms.scaling == 100
+    assert not bool((terms.a * terms.scaling).isfinite().all())
+
+
 def test_a_cut_file_is_refused(base_folder: Path, tmp_path: Path) -> None:
     folder = adapter(base_folder, tmp_path / "a", torch.bfloat16)
     whole = (folder / WEIGHTS_FILE).read_bytes()

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from training.evaluate.bench import Run
 
 _WIDTH, _HEIGHT = 8.0, 5.0
-_COLOURS = 10  # of matplotlib's cycle; then lines begin to be dashed
-_STYLES = ("-", "--", ":", "-.")
+_A_PANEL = 8  # curves, whose colours can still be told apart
+_BAR = "tab:blue"
 
 
 def plot_all(out: Path, runs: Sequence[Run]) -> list[Path]:
@@ -31,32 +31,50 @@ def _by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _forgetting(runs: Sequence[Run]) -> Figure:
-    figure = Figure(figsize=(1.5 * _WIDTH, _HEIGHT), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="tasks learned", ylabel="ROUGE-L, mean over the tasks learned", title=f"Forgetting ({runs[0].prompts})"
-    )
-    for number, (name, found) in enumerate(_by_method(runs).items()):
-        points = [(at + 1, [run.curve[at] for run in found]) for at in range(len(found[0].tasks))]
-        there = [(at, mean(v for v in values if v is not None)) for at, values in points if None not in values]
-        style = _STYLES[number // _COLOURS % len(_STYLES)]
-        axes.plot(*zip(*there, strict=True), marker="o", linestyle=style, label=name)
-    columns = 1 + len(axes.lines) // (2 * _COLOURS)
-    figure.legend(loc="outside right center", fontsize="small", handlelength=3, ncols=columns)
-    axes.set_xticks(range(1, 1 + max(len(run.tasks) for run in runs)))
+    """Panels of a few methods each, before all others in grey; who has but one point has nothing to forget."""
+    curves = {name: _curve(found) for name, found in _by_method(runs).items()}
+    names = [name for name, curve in curves.items() if len(curve) > 1]
+    panels = [names[at : at + _A_PANEL] for at in range(0, len(names), _A_PANEL)] or [[]]
+    figure = Figure(figsize=(_HEIGHT * len(panels), _HEIGHT), layout="constrained")
+    figure.suptitle(f"Forgetting ({runs[0].prompts})")
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for name in names:
+            axes.plot(*zip(*curves[name], strict=True), color="lightgrey", linewidth=1)
+        for name in panel:
+            axes.plot(*zip(*curves[name], strict=True), marker="o", label=name)
+        if panel:
+            axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+        axes.set_xlabel("tasks learned")
+        axes.set_xticks(range(1, 1 + max(len(run.tasks) for run in runs)))
+    figure.supylabel("ROUGE-L, mean over the tasks learned", fontsize="medium")
     return figure
 
 
+def _curve(found: Sequence[Run]) -> list[tuple[int, float]]:
+    """(tasks learned, mean over the runs), where every run has a value."""
+    points = [(at + 1, [run.curve[at] for run in found]) for at in range(len(found[0].tasks))]
+    return [(at, mean(v for v in values if v is not None)) for at, values in points if None not in values]
+
+
 def _against_cost(runs: Sequence[Run]) -> Figure:
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="tight")
-    axes = figure.add_subplot(
-        xlabel="tokens computed a request", ylabel="AR, ROUGE-L", title=f"Result against cost ({runs[0].prompts})"
-    )
-    for name, found in _by_method(runs).items():
-        costs = [run.costs.computed_tokens for run in found if run.costs is not None]
-        if costs:
-            x, y = mean(costs), mean(run.ar for run in found)
-            axes.scatter([x], [y])
-            axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize="small")
+    """Two bars for each method, the best at the top; a range is from the worst to the best run."""
+    by_ar = sorted(_by_method(runs).items(), key=lambda item: mean(run.ar for run in item[1]))
+    figure = Figure(figsize=(_WIDTH, 1.5 + 0.22 * len(by_ar)), layout="constrained")
+    figure.suptitle(f"Result and cost ({runs[0].prompts})")
+    result, cost = figure.subplots(1, 2, sharey=True)
+    for place, (_, found) in enumerate(by_ar):
+        scores = [run.ar for run in found]
+        ends = [[mean(scores) - min(scores)], [max(scores) - mean(scores)]]
+        result.barh(place, mean(scores), color=_BAR, xerr=ends if len(found) > 1 else None)
+        tokens = [run.costs.computed_tokens for run in found if run.costs is not None]
+        if tokens:
+            cost.barh(place, mean(tokens), color=_BAR)
+        else:
+            cost.text(0, place, " not measured", va="center", fontsize="small")
+    result.set_yticks(range(len(by_ar)), [name for name, _ in by_ar])
+    result.margins(y=0.01)
+    result.set_xlabel("AR, ROUGE-L")
+    cost.set_xlabel("tokens computed a request")
     return figure
 
 
