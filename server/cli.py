@@ -19,7 +19,7 @@ from expert_store import StoreError, verify_store
 from server import client, show
 from server.errors import RelayError
 from server.settings import ENVIRONMENT_PREFIX, Settings, load_settings, server_url
-from server.threads import leave_processors_to_engine
+from server.threads import leave_processors_to_engine, spin_briefly
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="LoRA Relay: experts that choose their requests.")
 experts = typer.Typer(no_args_is_help=True, help="Look at experts, add them, verify the store.")
@@ -160,6 +160,7 @@ def verify(store: Store = None) -> None:
 )
 def train(context: typer.Context) -> None:
     """Train experts."""
+    spin_briefly()
     from training.cli import app as training
 
     training(args=context.args, prog_name="relay train")

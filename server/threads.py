@@ -3,17 +3,30 @@
 Two teams of OpenMP threads on the same processors put each other to sleep: libgomp stops spinning as soon as there are
 more threads than processors, and a step of a small model, thousands of short products, then takes half as long again.
 So every thread starts with a team of one, and the engine alone takes them all.
+
+A team waits for its slowest thread hundreds of times a step. Where another program has taken that one's processor, the
+others would spin until the system takes theirs too, and none would be let in first when it is free again, as a thread
+that slept is. So they spin for some microseconds, enough for threads that run at the same time, and then sleep.
 """
 
 import os
 import threading
 
 VARIABLE = "OMP_NUM_THREADS"
+SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # who sets one of them has decided
+_SPINS = "2000"
+
+
+def spin_briefly() -> None:
+    """Sets the environment for torch's import, unless it says already how threads are to wait for each other."""
+    if not any(variable in os.environ for variable in SPIN_VARIABLES):
+        os.environ[SPIN_VARIABLES[0]] = _SPINS
 
 
 def leave_processors_to_engine(wanted: int) -> int:
     """Sets the environment for torch's import; returns the engine's share: `wanted`, or, where that is 0, what
     OMP_NUM_THREADS says, or else every processor this process may use."""
+    spin_briefly()
     share = wanted or _declared() or _available()
     os.environ[VARIABLE] = "1"
     return share

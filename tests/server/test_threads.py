@@ -6,12 +6,15 @@ import sys
 
 import pytest
 
-from server.threads import VARIABLE, leave_processors_to_engine
+from server.threads import SPIN_VARIABLES, VARIABLE, leave_processors_to_engine, spin_briefly
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
+    for variable in SPIN_VARIABLES:
+        monkeypatch.setenv(variable, "")  # so that it is put back afterwards
+        monkeypatch.delenv(variable)
 
 
 def test_the_engine_takes_every_processor_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +30,18 @@ def test_the_engine_takes_every_processor_unless_told_otherwise(monkeypatch: pyt
 def test_a_declaration_that_is_no_number_is_left_aside(nonsense: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, nonsense)
     assert leave_processors_to_engine(0) == len(os.sched_getaffinity(0))
+
+
+def test_threads_spin_briefly_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_processors_to_engine(0)
+    assert os.environ["GOMP_SPINCOUNT"] == "2000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    spin_briefly()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    spin_briefly()
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_torch_starts_with_one_thread_and_only_the_asking_thread_gets_more() -> None:
