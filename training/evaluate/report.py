@@ -164,13 +164,12 @@ def _final(run: Run, scores: str, task: str) -> float:
 
 
 def _routing(runs: Sequence[Run]) -> list[str]:
-    """Confusion and fallback of the first run of every method that routes; of a mixture, by the largest weight."""
+    """Confusion and fallback of every run whose method routes; of a mixture, by the largest weight."""
     lines: list[str] = []
-    for name, found in _by_method(runs).items():
-        run = found[0]
+    for run in (run for found in _by_method(runs).values() for run in found):
         if run.routing is None:
             continue
-        lines += [f"### Who answered: `{name}`, order {run.order}, seed {run.seed}", ""]
+        lines += [f"### Who answered: `{run.method}`, order {run.order}, seed {run.seed}", ""]
         counts = [[task, *map(str, row)] for task, row in zip(run.tasks, run.routing.confusion, strict=True)]
         lines += _table(["task", *run.routing.columns], counts)
         if run.routing.fallback is not None:
