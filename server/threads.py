@@ -13,14 +13,15 @@ import os
 import threading
 
 VARIABLE = "OMP_NUM_THREADS"
-SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # who sets one of them has decided
+SPINS_VARIABLE = "GOMP_SPINCOUNT"
+POLICY_VARIABLE = "OMP_WAIT_POLICY"
 _SPINS = "2000"
 
 
 def spin_briefly() -> None:
     """Sets the environment for torch's import, unless it says already how threads are to wait for each other."""
-    if not any(variable in os.environ for variable in SPIN_VARIABLES):
-        os.environ[SPIN_VARIABLES[0]] = _SPINS
+    if POLICY_VARIABLE not in os.environ:
+        os.environ.setdefault(SPINS_VARIABLE, _SPINS)
 
 
 def leave_processors_to_engine(wanted: int) -> int:

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from server.threads import SPIN_VARIABLES, VARIABLE, leave_processors_to_engine, spin_briefly
+from server.threads import POLICY_VARIABLE, SPINS_VARIABLE, VARIABLE, leave_processors_to_engine, spin_briefly
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
-    for variable in SPIN_VARIABLES:
+    for variable in (SPINS_VARIABLE, POLICY_VARIABLE):
         monkeypatch.setenv(variable, "")  # so that it is put back afterwards
         monkeypatch.delenv(variable)
 
