@@ -11,6 +11,7 @@ from expert_store.adapter import (
     inspect_adapter,
     read_scaling,
 )
+from expert_store.breath import breathe, breathe_by
 from expert_store.catalog import LIVE, Catalog, Expert, ExpertVersion
 from expert_store.centroid import (
     BASE_ALIAS,
@@ -110,6 +111,8 @@ __all__ = [
     "Vector",
     "VersionInUse",
     "adapter_digest",
+    "breathe",
+    "breathe_by",
     "check_alias",
     "check_name",
     "complete_manifest",

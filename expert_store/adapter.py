@@ -13,7 +13,7 @@ from expert_store.errors import InvalidAdapter, InvalidManifest, shown
 from expert_store.manifest import FileRecord, Gate, Kind, Manifest, ManifestDraft
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, read_config
 from expert_store.profile import PROFILE_FILE
-from expert_store.weights import WEIGHTS_FILE, Tensor, check_values, read_header
+from expert_store.weights import WEIGHTS_FILE, Tensor, check_finite, has_effect, read_header
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 _KEY_START = "base_model.model."
@@ -257,8 +257,8 @@ def _check_ranks(pairs: Mapping[str, _Pair], config: AdapterConfig, max_rank: in
 
 
 def _check_effect(path: Path, tensors: tuple[Tensor, ...], pairs: Mapping[str, _Pair]) -> None:
-    nonzero = check_values(path, tensors)
-    if not any(pair.a.key in nonzero and pair.b.key in nonzero for pair in pairs.values()):
+    check_finite(path, tensors)
+    if not has_effect(path, ((pair.a, pair.b) for pair in pairs.values())):
         raise _refusal("every module's update is zero, so it would answer as the base model: save it after training")
 
 

@@ -6,6 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
+from expert_store.breath import breathe
+
+_PIECE_BYTES = 1 << 18
+
 
 class Disk(Protocol):
     """Every call by which the store changes what is on disk goes through here, in the order it must survive a crash.
@@ -67,8 +71,12 @@ def digest_bytes(data: bytes) -> str:
 
 def file_sha256(path: Path) -> str:
     """The hex digest of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+            breathe()
+    return digest.hexdigest()
 
 
 def is_plain_file(path: Path) -> bool:

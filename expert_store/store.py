@@ -6,7 +6,7 @@ Knows no HTTP, no engine and no torch, and does not judge adapters: it stores wh
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from uuid import uuid4
@@ -46,6 +46,16 @@ class Staged:
     """A private folder to write an expert's files into, on the store's own file system."""
 
     folder: Path
+    _records: dict[str, tuple[tuple[int, int], FileRecord]] = field(default_factory=dict, repr=False)
+
+    def record(self, file_name: str) -> FileRecord:
+        """What a manifest says of one of the files, which is digested again only if it has been written again."""
+        path = self.folder / file_name
+        status = path.stat()
+        state = status.st_size, status.st_mtime_ns
+        if file_name not in self._records or self._records[file_name][0] != state:
+            self._records[file_name] = state, file_record(path)
+        return self._records[file_name][1]
 
 
 class ExpertStore:
@@ -131,7 +141,7 @@ class ExpertStore:
         assert staged.folder.is_dir(), "Published already, or after stage() ended. This is a bug."
         check_name(name)
         _check_base(draft, info)
-        files = self._seal(staged.folder, gated=info.gate is not None)
+        files = self._seal(staged, gated=info.gate is not None)
         with write_lock(self._layout):
             record = read_record(self._layout)
             manifest = complete_manifest(draft, info, name=name, version=record.next_version(name), files=files)
@@ -214,9 +224,10 @@ class ExpertStore:
         """Re-digests every file of every version; an empty list means that all is as published."""
         return verify_store(self._layout.root)
 
-    def _seal(self, folder: Path, *, gated: bool) -> dict[str, FileRecord]:
+    def _seal(self, staged: Staged, *, gated: bool) -> dict[str, FileRecord]:
         """Digests the staged files and makes them durable. Raises InvalidAdapter for anything but what is wanted and a
         sound profile and centroid, which may be left out."""
+        folder = staged.folder
         wanted, found = version_files(gated=gated), entries(folder)
         for file_name in sorted((found - {PROFILE_FILE, CENTROID_FILE}).symmetric_difference(wanted)):
             state = "is missing" if file_name in wanted else "does not belong in a version"
@@ -231,7 +242,7 @@ class ExpertStore:
             read_profile(folder / PROFILE_FILE)
         if CENTROID_FILE in found:
             read_centroid(folder / CENTROID_FILE)
-        return {name: file_record(folder / name) for name in sorted(found)}
+        return {name: staged.record(name) for name in sorted(found)}
 
     def _place_and_commit(
         self, staging: Path, manifest: Manifest, record: CatalogRecord, *, activate: bool

@@ -1,18 +1,20 @@
 """adapter_model.safetensors: its header, and whether its numbers can be trusted. Knows no config and no base model.
 
-Nothing is loaded: the header is read with caps, the numbers are looked at through a memory map, a piece at a time.
+Nothing is loaded: the header is read with caps, the numbers are looked at a piece at a time.
 """
 
 import math
-import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from expert_store.breath import breathe
 from expert_store.errors import InvalidAdapter, shown
 from expert_store.json_text import parse_object
 
@@ -20,7 +22,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_DIMENSIONS = 8
 _LENGTH_BYTES = 8
-_PIECE_VALUES = 1 << 20
+_PIECE_VALUES = 1 << 17
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 
 
@@ -73,39 +75,51 @@ def read_header(path: Path) -> tuple[Tensor, ...]:
         header = file.read(header_bytes)
     if not header.startswith(b"{"):
         raise _not_safetensors(start, "its header does not begin with '{'")
+    return _parse_header(header, size_bytes)
+
+
+@lru_cache(maxsize=4)  # the same header is read when an adapter is checked and when it is loaded
+def _parse_header(header: bytes, size_bytes: int) -> tuple[Tensor, ...]:
     entries = parse_object(header, WEIGHTS_FILE)
     _check_metadata(entries.pop("__metadata__", None))
-    data_start = _LENGTH_BYTES + header_bytes
+    data_start = _LENGTH_BYTES + len(header)
     tensors = sorted((_tensor(key, entry, data_start) for key, entry in entries.items()), key=_by_offset)
     _check_tiling(tensors, data_start, size_bytes)
     return tuple(tensors)
 
 
-def check_values(path: Path, tensors: tuple[Tensor, ...]) -> frozenset[str]:
-    """Looks at every number once. Returns the keys of tensors not all zero; raises InvalidAdapter for NaN and Inf."""
-    if not any(tensor.num_values for tensor in tensors):
-        return frozenset()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return frozenset(tensor.key for tensor in tensors if _has_effect(data, tensor))
+def check_finite(path: Path, tensors: tuple[Tensor, ...]) -> None:
+    """Looks at every number of what `read_header` gave once. Raises InvalidAdapter for NaN and infinity."""
+    with path.open("rb") as file:
+        for dtype, alike in groupby(tensors, key=_dtype):
+            run, form = list(alike), _FORMATS[dtype]
+            together = Tensor(dtype, dtype, (sum(tensor.num_values for tensor in run),), run[0].offset_bytes)
+            if _largest(file, together) >= form.infinity:
+                wrong = next(tensor for tensor in run if _largest(file, tensor) >= form.infinity)
+                raise _refusal(f"{shown(wrong.key)} holds NaN or infinite values: train it again with a lower rate")
 
 
-def _has_effect(data: mmap.mmap, tensor: Tensor) -> bool:
-    form = _FORMATS[tensor.dtype]
-    largest = max((int((bits & form.magnitude).max()) for bits in _pieces(data, tensor, form)), default=0)
-    if largest >= form.infinity:
-        raise _refusal(f"{shown(tensor.key)} holds NaN or infinite values: train it again with a lower rate")
-    return largest > 0
+def has_effect(path: Path, products: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Whether a product has two factors that are not all zero; looks no further than that one."""
+    with path.open("rb") as file:
+        return any(_largest(file, a) > 0 and _largest(file, b) > 0 for a, b in products)
 
 
-def _pieces(data: mmap.mmap, tensor: Tensor, form: _Format) -> Iterator[NDArray[Any]]:
-    """Copies, so that no array outlives the map."""
-    for first in range(0, tensor.num_values, _PIECE_VALUES):
-        count = min(_PIECE_VALUES, tensor.num_values - first)
-        start = tensor.offset_bytes + first * form.size_bytes
-        yield np.frombuffer(data[start : start + count * form.size_bytes], dtype=form.bits)
+def _largest(file: BinaryIO, tensor: Tensor) -> int:
+    """The bits of its largest magnitude; 0 if all are zero or there are none."""
+    form, largest, left = _FORMATS[tensor.dtype], 0, tensor.num_values
+    file.seek(tensor.offset_bytes)
+    while left:
+        piece = np.fromfile(file, form.bits, min(_PIECE_VALUES, left))
+        assert piece.size, "a tensor goes on behind the file's end. This is a bug."
+        largest = max(largest, int((piece & form.magnitude).max()))
+        left -= piece.size
+        breathe()
+    return largest
 
 
 def _tensor(key: str, entry: Any, data_start: int) -> Tensor:
+    breathe()
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _refusal(f"the header entry of {shown(key)} must hold dtype, shape and data_offsets, nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -123,6 +137,10 @@ def _are_counts(value: Any, fewest: int, most: int) -> bool:
     if not isinstance(value, list) or not fewest <= len(value) <= most:
         return False
     return all(type(item) is int and item >= 0 for item in value)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return tensor.dtype
 
 
 def _by_offset(tensor: Tensor) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from server.api.body import BodyLimit
 from server.api.errors import install_error_handlers
 from server.api.openapi import install_openapi
 from server.api.serving import Serving
+from server.background import give_way_while
 from server.centroids import Centroids
 from server.demo import seed_demo
 from server.engine import Engine, EngineConfig, EngineObserver
@@ -49,6 +50,9 @@ class AppEngine(RequestEngine, EffectEngine, Protocol):
 
     @property
     def alive(self) -> bool: ...
+
+    @property
+    def computing(self) -> bool: ...
 
     def start(self) -> None: ...
 
@@ -150,6 +154,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         metrics=metrics,
     )
     engine.start()
+    give_way_while(lambda: engine.computing)
     await _fill(registry, engine, base.spec, settings)
     serving = _serving(settings, service, registry, metrics, engine)
     return _Running(serving, engine, gradients, made.start(lambda: store.catalog))

@@ -1,22 +1,37 @@
 """Threads for work that must not slow down running answers: uploads, checks, publication. Knows nothing of such work.
 
 A step of the engine waits for the slowest of its threads, so one that loses its processor for a moment delays every
-stream. These threads therefore come behind all others of the process, where the system lets threads differ (Linux).
+stream. These threads therefore come behind all others of the process, where the system lets threads differ (Linux), and
+while somebody is being answered they rest eight times as long as they have computed, a millisecond at a time.
 """
 
 import asyncio
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
+from expert_store import breathe_by
+
 _NUM_THREADS = 8
 _NICENESS = 10
+_COMPUTED_SECONDS = 0.001  # before a rest
+_REST = 8.0  # times as long as was computed
+_MAX_REST_SECONDS = 0.1  # however long there was no occasion for one
 
 T = TypeVar("T")
+
+_is_somebody_answered: Callable[[], bool] = bool  # nobody is
+
+
+def give_way_while(is_somebody_answered: Callable[[], bool]) -> None:
+    """Says when these threads are to rest between pieces of work; asked from any of them."""
+    global _is_somebody_answered
+    _is_somebody_answered = is_somebody_answered
 
 
 def _step_back() -> None:
@@ -24,14 +39,29 @@ def _step_back() -> None:
         thread = threading.get_native_id()
         with suppress(OSError):  # a courtesy: without it everything is done as well
             os.setpriority(os.PRIO_PROCESS, thread, max(os.getpriority(os.PRIO_PROCESS, thread), _NICENESS))
+    breathe_by(_Rests().take)
+
+
+class _Rests:
+    """One thread's."""
+
+    def __init__(self) -> None:
+        self._taken = time.thread_time()  # processor time at the end of the last one
+
+    def take(self) -> None:
+        computed = time.thread_time() - self._taken
+        if computed >= _COMPUTED_SECONDS:
+            if _is_somebody_answered():
+                time.sleep(min(_REST * computed, _MAX_REST_SECONDS))
+            self._taken = time.thread_time()
 
 
 _threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="background", initializer=_step_back)
 
 
-def begin_in_background(work: Callable[[], None]) -> None:
-    """Has `work` done some time; it must see to its own errors."""
-    _threads.submit(work)
+def begin_in_background(work: Callable[[], T]) -> "Future[T]":
+    """Has `work` done some time. What it raises reaches only who asks the future."""
+    return _threads.submit(work)
 
 
 async def in_background(work: Callable[[], T]) -> T:

@@ -32,7 +32,6 @@ from expert_store import (
     UnknownExpert,
     check_name,
     complete_manifest,
-    file_record,
     inspect_adapter,
     read_profile,
 )
@@ -378,7 +377,7 @@ def _candidate(staged: Staged, draft: ManifestDraft, info: AdapterInfo, name: st
     Raises InvalidManifest.
     """
     weights = [WEIGHTS_FILE, *GATE_FILES] if info.gate is not None else [WEIGHTS_FILE]
-    files = {name: file_record(staged.folder / name) for name in weights}
+    files = {name: staged.record(name) for name in weights}
     manifest = complete_manifest(draft, info, name=name, version=1, files=files)
     return ExpertVersion(manifest, f"candidate:{uuid.uuid4().hex}", staged.folder)
 

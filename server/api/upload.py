@@ -21,6 +21,7 @@ from expert_store import (
     WEIGHTS_FILE,
     InvalidAdapter,
     ManifestDraft,
+    breathe,
     parse_draft,
 )
 from server.api.errors import BodyTooLarge, InvalidField, MalformedBody, UnsupportedBody
@@ -45,7 +46,7 @@ TEXT_FIELDS = {
     "threshold": 64,
     "activate": 16,
 }
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18
 # Largest size in bytes of a file, where the limit of the whole upload is not enough.
 _MAX_FILE_BYTES = dict.fromkeys((CONFIG_FILE, GATE_CONFIG, PROFILE_FILE, CENTROID_FILE), 1024 * 1024)
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
@@ -154,6 +155,7 @@ class _FormReader:
             self._parser.write(chunk)
         except FormParserError as error:
             raise MalformedBody(f"the form cannot be read: {error}") from error
+        breathe()
 
     def close(self) -> None:
         for part in self._parts.values():

@@ -7,19 +7,25 @@ reading it against the grain is what takes longest when a slot is filled.
 """
 
 import mmap
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from expert_store import WEIGHTS_FILE, InvalidAdapter, read_config, read_header, read_scaling
+from expert_store import WEIGHTS_FILE, InvalidAdapter, breathe, read_config, read_header, read_scaling
 from server.model.lora import AdapterWeights, Terms
 
 _PREFIX = "base_model.model."
 _A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
+_PIECE_BYTES = 1 << 20
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -30,6 +36,10 @@ class _Piece:
     offset_bytes: int
     dtype: torch.dtype
     shape: tuple[int, int]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
     def of(self, data: mmap.mmap) -> Tensor:
         rows, columns = self.shape
@@ -114,18 +124,53 @@ def _shared(layout: tuple[_Module, ...]) -> tuple[_Module, ...]:
 
 
 def _turned(data: mmap.mmap, layout: tuple[_Module, ...]) -> mmap.mmap:
-    """The same bytes with every B [O, r], as files hold it, as [r, O] in its place."""
-    for module in layout:
-        b_rO = module.b.of(data)
-        b_rO.copy_(b_rO.view(b_rO.shape[::-1]).T.clone())
+    """The same bytes with every B [O, r], as files hold it, as [r, O] in its place.
+
+    By numpy, as bare bits: it takes a fifth of torch's time, and does not ask for the interpreter in between.
+    """
+    for run in _runs(layout):
+        rank, num_out = run.first.shape
+        run.bits(data, rank, num_out)[...] = run.bits(data, num_out, rank).swapaxes(1, 2).copy()
+        breathe()
     return data
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Pieces of one shape that lie at equal distances in bytes, so that one operation reaches them all."""
+
+    first: _Piece
+    num: int
+    distance: int
+
+    def bits(self, data: mmap.mmap, rows: int, columns: int) -> NDArray[Any]:
+        size = self.first.dtype.itemsize
+        strides = (self.distance, columns * size, size)
+        return np.ndarray((self.num, rows, columns), f"u{size}", data, self.first.offset_bytes, strides)
+
+
+def _runs(layout: tuple[_Module, ...]) -> Iterator[_Run]:
+    """The B of all modules, those of one name in a model's layers together, about a megabyte at a time."""
+    kinds: dict[tuple[str, torch.dtype, tuple[int, int]], list[_Piece]] = defaultdict(list)
+    for module in layout:
+        kinds[module.path.rpartition(".")[2], module.b.dtype, module.b.shape].append(module.b)
+    for pieces in kinds.values():
+        distances = {after.offset_bytes - before.offset_bytes for before, after in pairwise(pieces)}
+        distance = distances.pop() if len(distances) == 1 else 0
+        most = max(1, _PIECE_BYTES // pieces[0].num_bytes) if distance else 1
+        for first in range(0, len(pieces), most):
+            yield _Run(pieces[first], len(pieces[first : first + most]), distance)
 
 
 def _copy(path: Path) -> mmap.mmap:
     """A file's bytes in private memory, so that nothing done to the file later can be seen or felt."""
     size_bytes = path.stat().st_size
     data = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with path.open("rb") as file:
-        if file.readinto(data) != size_bytes:
-            raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: it was cut while it was read")
+    with path.open("rb", buffering=0) as file, memoryview(data) as whole:
+        copied = 0
+        while num_bytes := file.readinto(whole[copied : copied + _PIECE_BYTES]):
+            copied += num_bytes
+            breathe()
+    if copied != size_bytes:
+        raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: it was cut while it was read")
     return data

@@ -53,6 +53,7 @@ from server.threads import take_processors
 log = structlog.get_logger()
 
 Generating = tuple[SessionState, Answer, int]  # an answer and the row of its logits
+_PAUSE_SECONDS = 0.05  # between two steps, in which whoever is answered may still be answered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,8 @@ class Engine:
         self._outbox = Outbox()
         self._awake = threading.Condition()
         self._stopping = False
+        self._stepping = False
+        self._stepped = -_PAUSE_SECONDS  # when the last step ended
         self._failure: BaseException | None = None
         self._occupancy: Occupancy | None = None
         self._waiting: deque[SessionState] = deque()
@@ -129,6 +132,11 @@ class Engine:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive() and self._failure is None
+
+    @property
+    def computing(self) -> bool:
+        """Whether a step runs, or ran a moment ago; may be asked from any thread."""
+        return self._stepping or time.perf_counter() - self._stepped < _PAUSE_SECONDS
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -163,7 +171,11 @@ class Engine:
         return session
 
     async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float:
-        """The largest change the expert makes to a logit at the end of the prompt; NaN if its logits are not finite."""
+        """The largest change the expert makes to a logit at the end of the prompt; NaN if its logits are not finite.
+
+        Its files are read in the background, behind all that is being answered.
+        """
+        self._post(lambda: self.pool.prefetch([expert], gently=True))
         async with await self.open(prompt, max_new_tokens=1, branches=Branches(plain=2)) as session:
             base, changed = await session.logits(expert)
         return float((changed - base).abs().max())
@@ -346,6 +358,7 @@ class Engine:
 
     def _step(self, plan: StepPlan) -> None:
         started = time.perf_counter()
+        self._stepping = True
         for segment in plan.segments:
             self.blocks.grow(segment.sequence.table, segment.end)
         logits = self._runner.run(plan)
@@ -357,7 +370,8 @@ class Engine:
             self._prefix.remember(sequence)
         self._count(plan)
         self._deal_out(StepLogits.of(plan.segments, logits))
-        self._observer.on_step(self._stats(plan, time.perf_counter() - started))
+        self._stepping, self._stepped = False, time.perf_counter()
+        self._observer.on_step(self._stats(plan, self._stepped - started))
 
     def _count(self, plan: StepPlan) -> None:
         computed = {id(s.sequence): 0 for s in plan.segments}
@@ -444,6 +458,7 @@ class Engine:
             self._observer.on_occupancy(occupancy)
 
     def _fail_everything(self) -> None:
+        self._stepping = False
         error = EngineStopped("the engine has stopped: restart the server and see its log for the cause")
         while self._inbox:
             self._inbox.popleft()()

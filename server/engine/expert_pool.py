@@ -103,12 +103,12 @@ class ExpertPool:
             self._cramped = wanted
         return Access.NONE if cramped or self._cramped == wanted else Access.SPARE
 
-    def prefetch(self, experts: Sequence[ExpertVersion]) -> None:
+    def prefetch(self, experts: Sequence[ExpertVersion], *, gently: bool = False) -> None:
         """Starts reading what is not resident, so that it is there when it is pinned."""
         keep = self._not_resident(self._awaited.union(expert.digest for expert in experts))
         for expert in experts:
             if expert.digest in keep:
-                self.host.start(expert, keep=keep)
+                self.host.start(expert, keep=keep, gently=gently)
 
     def look_ahead(self, experts: Sequence[ExpertVersion]) -> None:
         """Starts reading what may be wanted, as far as there is room for it beside everything else."""

@@ -9,9 +9,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from expert_store import ExpertVersion
+from server.background import begin_in_background
 from server.engine.adapter_file import AdapterFile, read_adapter_file
 from server.engine.types import LoadSource
 from server.errors import ExpertTooLarge
@@ -64,10 +66,14 @@ class HostCache:
         """Of all experts that are here or being read."""
         return frozenset(self._entries)
 
-    def start(self, expert: ExpertVersion, *, keep: Collection[str]) -> None:
-        """Begins to read what is not here, unless only digests of `keep` could make room for it."""
+    def start(self, expert: ExpertVersion, *, keep: Collection[str], gently: bool = False) -> None:
+        """Begins to read what is not here, unless only digests of `keep` could make room for it.
+
+        `gently` is for what nobody who is being answered waits for: it gives way to all who are.
+        """
         if expert.digest not in self._entries and self._make_room(expert.weight_bytes, keep):
-            reading = self._readers.submit(_timed, self._read, expert.folder)
+            begin = begin_in_background if gently else self._readers.submit
+            reading = begin(partial(_timed, self._read, expert.folder))
             reading.add_done_callback(lambda _: self._on_ready())
             self._entries[expert.digest] = _Entry(expert.weight_bytes, reading)
             self.used_bytes += expert.weight_bytes

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from expert_store import CONFIG_FILE, WEIGHTS_FILE, InvalidAdapter
+from server.engine import adapter_file
 from server.engine.adapter_file import read_adapter_file
 from tests.support import tiny
 
@@ -78,3 +79,28 @@ def test_a_cut_file_is_refused(base_folder: Path, tmp_path: Path) -> None:
     (folder / WEIGHTS_FILE).write_bytes(whole[:-10])
     with pytest.raises(InvalidAdapter, match="cut"):
         read_adapter_file(folder)
+
+
+@pytest.mark.parametrize("most", [1, 100, 1 << 20])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_layers_are_turned_together_or_alone_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, uneven: bool
+) -> None:
+    """Where one layer's rank, and so what lies between the others' matrices, differs, no two distances are alike."""
+    monkeypatch.setattr(adapter_file, "_PIECE_BYTES", most)
+    ranks = {2: 5} if uneven else {}
+    tensors = {}
+    for layer in range(6):
+        for name, num_out in (("q_proj", 6), ("v_proj", 4)):
+            key, rank = f"base_model.model.layers.{layer}.{name}", ranks.get(layer, 2)
+            tensors[f"{key}.lora_A.weight"] = torch.randn(rank, 8).bfloat16()
+            tensors[f"{key}.lora_B.weight"] = torch.randn(num_out, rank).bfloat16()
+    save_file(tensors, tmp_path / WEIGHTS_FILE)
+    pattern = {rf"layers\.{layer}\..*": rank for layer, rank in ranks.items()}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**config, "rank_pattern": pattern}))
+    terms = read_adapter_file(tmp_path).weights().terms
+    assert len(terms) == 12
+    for path, term in terms.items():
+        torch.testing.assert_close(term.b, tensors[f"base_model.model.{path}.lora_B.weight"].T, rtol=0, atol=0)
+        torch.testing.assert_close(term.a, tensors[f"base_model.model.{path}.lora_A.weight"], rtol=0, atol=0)

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from expert_store import ExpertVersion, Indicators, StoreError
 from server.engine import Branches, Engine, Sampling, StepStats
+from server.engine.adapter_file import AdapterFile, read_adapter_file
 from server.errors import (
     EngineStopped,
     InvocationMissing,
@@ -183,6 +186,38 @@ def test_a_candidate_that_was_measured_is_not_read_again_once_it_is_published(wo
     published = replace(version, digest="sha256:published", folder=version.folder / "gone")
     world.engine.adopt(candidate, published)
     assert asyncio.run(answer(world.engine, prompt, published)) == before
+
+
+def test_a_candidate_is_read_by_threads_that_give_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, readers = world.engine.pool.host, []
+
+    def read(folder: Path) -> AdapterFile:
+        readers.append(threading.current_thread().name)
+        return read_adapter_file(folder)
+
+    monkeypatch.setattr(host, "_read", read)
+    plain, prompt = world.experts["plain8"], prompt_of(world, "hello")
+    asyncio.run(world.engine.measure_effect(replace(plain, digest="candidate:2"), prompt))
+    asyncio.run(answer(world.engine, prompt, replace(plain, digest="sha256:asked for")))
+    candidate, asked = readers
+    assert candidate.startswith("background")
+    assert not asked.startswith("background")
+
+
+def test_it_says_whether_it_computes(world: World) -> None:
+    time.sleep(0.1)
+    assert not world.engine.computing
+    said = []
+
+    async def ask() -> None:
+        async with await world.engine.open(prompt_of(world, "hello"), max_new_tokens=9) as session:
+            tokens = session.generate(None, Sampling(max_new_tokens=9, ignore_eos=True))
+            said.extend([world.engine.computing async for _ in tokens])
+
+    asyncio.run(ask())
+    assert all(said)
+    time.sleep(0.1)
+    assert not world.engine.computing
 
 
 def test_minimum_length_and_stop_tokens(world: World) -> None:

@@ -4,10 +4,13 @@ import asyncio
 import os
 import sys
 import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
-from server.background import _step_back, begin_in_background, in_background
+from expert_store import breathe
+from server.background import _REST, _step_back, begin_in_background, give_way_while, in_background
 
 pytestmark = pytest.mark.anyio
 
@@ -65,3 +68,37 @@ async def test_a_process_that_stands_far_behind_already_can_work_too(monkeypatch
     monkeypatch.setattr(os, "setpriority", refused)
     _step_back()
     assert asked[0] >= os.getpriority(os.PRIO_PROCESS, 0)
+
+
+@pytest.fixture
+def answering() -> Iterator[threading.Event]:
+    """Set while somebody is being answered."""
+    event = threading.Event()
+    give_way_while(event.is_set)
+    yield event
+    give_way_while(bool)
+
+
+async def test_work_rests_while_somebody_is_answered(answering: threading.Event) -> None:
+    alone, _ = await in_background(_twenty_pieces)
+    answering.set()
+    rested, computed = await in_background(_twenty_pieces)
+    assert rested > _REST * computed * 0.8  # the last piece may be too short for a rest
+    assert alone < rested / 2
+
+
+async def test_who_nobody_told_to_breathe_never_rests(answering: threading.Event) -> None:
+    answering.set()
+    rested, computed = await asyncio.to_thread(_twenty_pieces)
+    assert rested < _REST * computed / 2
+
+
+def _twenty_pieces() -> tuple[float, float]:
+    """Seconds this thread was away, and seconds of processor time it took, over twenty pieces of two milliseconds."""
+    started, begun = time.perf_counter(), time.thread_time()
+    for piece in range(1, 21):
+        while time.thread_time() < begun + piece * 0.002:
+            pass
+        breathe()
+    computed = time.thread_time() - begun
+    return time.perf_counter() - started - computed, computed

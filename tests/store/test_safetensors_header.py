@@ -2,13 +2,15 @@
 
 import json
 import time
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from expert_store import InvalidAdapter
-from expert_store.weights import MAX_HEADER_BYTES, check_values, read_header
+from expert_store import InvalidAdapter, weights
+from expert_store.weights import MAX_HEADER_BYTES, check_finite, has_effect, read_header
 
 from .samples import adapter_tensors, bf16_bytes, safetensors_bytes, write_adapter
 
@@ -131,7 +133,8 @@ def test_what_safetensors_writes_is_read(tmp_path: Path) -> None:
     tensors = read_header(folder / "adapter_model.safetensors")
     expected = adapter_tensors()
     assert {tensor.key: tensor.shape for tensor in tensors} == {key: value.shape for key, value in expected.items()}
-    assert check_values(folder / "adapter_model.safetensors", tensors) == expected.keys()
+    check_finite(folder / "adapter_model.safetensors", tensors)
+    assert has_effect(folder / "adapter_model.safetensors", pairwise(tensors))
 
 
 def test_padding_metadata_and_odd_offsets_are_read(path: Path) -> None:
@@ -139,7 +142,39 @@ def test_padding_metadata_and_odd_offsets_are_read(path: Path) -> None:
     path.write_bytes(safetensors_bytes(header.encode(), b"\0" * 8))
     tensors = read_header(path)
     assert [(tensor.key, tensor.num_values) for tensor in tensors] == [("a", 2), ("b", 0)]
-    assert check_values(path, tensors) == frozenset()
+    check_finite(path, tensors)
+    assert not has_effect(path, [(tensors[0], tensors[0]), (tensors[1], tensors[1])])
+
+
+def test_every_number_is_looked_at_whatever_its_format_and_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of one format are looked at as one, in pieces that end inside them."""
+    monkeypatch.setattr(weights, "_PIECE_VALUES", 3)
+    formats = [("F32", np.float32, 4), ("F16", np.float16, 2)]
+    entries, values = {}, []
+    for number in range(8):
+        name, kind, size = formats[number // 4]
+        begin = sum(value.nbytes for value in values)
+        entries[f"t{number}"] = entry(begin, begin + 5 * size, shape=(5,), dtype=name)
+        values.append(np.ones(5, kind))
+    header = json.dumps(entries).encode()
+    for wrong, bad in product(range(8), (np.nan, np.inf, -np.inf)):
+        for place in range(5):
+            changed = [value.copy() for value in values]
+            changed[wrong][place] = bad
+            path.write_bytes(safetensors_bytes(header, b"".join(value.tobytes() for value in changed)))
+            with pytest.raises(InvalidAdapter, match=f"t{wrong}.*NaN or infinite"):
+                check_finite(path, read_header(path))
+    path.write_bytes(safetensors_bytes(header, b"".join(value.tobytes() for value in values)))
+    check_finite(path, read_header(path))
+
+
+def test_an_effect_takes_two_factors_that_are_not_all_zero(path: Path) -> None:
+    header = json.dumps({key: entry(8 * i, 8 * i + 8) for i, key in enumerate("abcd")}).encode()
+    for zero in range(16):
+        numbers = np.array([[0, -float(not zero >> i & 1)] for i in range(4)], np.float32)
+        path.write_bytes(safetensors_bytes(header, numbers.tobytes()))
+        a, b, c, d = read_header(path)
+        assert has_effect(path, [(a, b), (c, d)]) == (zero & 3 == 0 or zero & 12 == 0)
 
 
 def test_the_installed_safetensors_reads_our_bf16(path: Path) -> None:
