@@ -62,8 +62,8 @@ class EngineConfig:
 
     `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`). Compiled
     kernels are kept in `kernel_cache` (None: torch does without). Of experts asked together up to `answer_ahead`, those
-    lately chosen where there are more, compute what comes behind their accept strings as well: a few tokens each,
-    against a step of its own for the one chosen.
+    lately chosen, compute what comes behind their accept strings as well: a few tokens each, against a step of its own
+    for the one chosen.
     """
 
     kv_memory_bytes: int

@@ -93,8 +93,8 @@ def base_is_near(state: SessionState, num_tokens: int, resources: Resources) -> 
 class ProbeJob:
     """Indicator logits of several experts; their lanes stay open.
 
-    A few experts compute the whole accept string at once, so that if one is chosen it has its first token already; all
-    where few are asked, else those lately chosen: what many compute in vain would take longer than a step.
+    Experts lately chosen compute the whole accept string at once, so that if one is chosen again it has its first token
+    already: what many compute in vain would take longer than a step.
     """
 
     future: "asyncio.Future[list[IndicatorLogits]]"

@@ -1,6 +1,8 @@
 """A request's tokens are the same alone, in any mixed batch, after a probe, and in PEFT."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,46 +114,54 @@ async def probed_tokens(engine: Engine, prompt: Prompt, asked: list[ExpertVersio
         return session.computed_tokens
 
 
-def test_computed_tokens_show_one_prefill_for_all_activated_experts(world: World) -> None:
+@contextmanager
+def own_engine(world: World, cache: Path, recorder: Recorder | None = None, **config: int) -> Iterator[Engine]:
+    """An engine in which nobody has been chosen yet."""
+    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=cache)
+    engine = Engine(base, world.chat, replace(small_config(), **config), recorder or Recorder())
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def test_computed_tokens_show_one_prefill_for_all_activated_experts(world: World, tmp_path: Path) -> None:
     prompt = prompt_of(world, 1)
     asked = [world.experts[name] for name in ("act4", "act16", "act64")]
     suffix = len(prompt.tokens) - prompt.body_length + len(tiny.forced(world.chat, asked[0]))
     answer_tokens = COUNT - 1  # the first came with its probe, and the last token is never run through the model
-    computed = asyncio.run(probed_tokens(world.engine, prompt, asked, COUNT))
+    with own_engine(world, tmp_path) as engine:
+        computed = asyncio.run(probed_tokens(engine, prompt, asked, COUNT))
     assert computed == prompt.body_length + len(asked) * suffix + answer_tokens
 
 
 def test_of_many_experts_only_those_lately_chosen_compute_ahead_and_all_answer_the_same(
     world: World, tmp_path: Path
 ) -> None:
-    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path)
-    engine = Engine(base, world.chat, replace(small_config(), answer_ahead=2), Recorder())
-    engine.start()
     prompt = prompt_of(world, 1)
     asked = [world.experts[name] for name in ("act4", "act16", "late8")]
     shared = len(world.chat.indicator_tokens(Indicators()).shared)
     accept = len(tiny.forced(world.chat, asked[0]))
     generation_prompt = len(prompt.tokens) - prompt.body_length
 
-    async def ahead() -> list[bool]:
+    async def ahead(engine: Engine) -> list[bool]:
         async with await engine.open(prompt, max_new_tokens=1, branches=Branches(activated=3)) as session:
             await session.score(asked)
             return [session._state.asked[expert.digest].logits_V is not None for expert in asked]
 
-    async def chosen() -> list[int]:
+    async def chosen(engine: Engine) -> list[int]:
         async with await engine.open(prompt, max_new_tokens=COUNT, branches=Branches(activated=3)) as session:
             await session.score(asked)
             tokens = session.generate(asked[1], Sampling(max_new_tokens=COUNT, ignore_eos=True))
             return [token.token async for token in tokens]
 
-    try:
-        assert asyncio.run(ahead()) == [False, False, False]
+    with own_engine(world, tmp_path, answer_ahead=2) as engine:
+        assert asyncio.run(ahead(engine)) == [False, False, False]
         computed = asyncio.run(probed_tokens(engine, prompt, asked, COUNT))
-        assert asyncio.run(ahead()) == [True, False, False]
+        assert asyncio.run(ahead(engine)) == [True, False, False]
         assert computed == len(prompt.tokens) + 2 * generation_prompt + 3 * shared + (accept - shared) + COUNT - 1
-        assert asyncio.run(chosen()) == asyncio.run(answer(world.engine, prompt, asked[1]))
-    finally:
-        engine.stop()
+        assert asyncio.run(chosen(engine)) == asyncio.run(answer(world.engine, prompt, asked[1]))
 
 
 @pytest.mark.parametrize("step_tokens", [17, 22, 34, 35])
@@ -159,35 +169,31 @@ def test_nothing_of_a_probe_is_left_to_compute_once_its_pins_are_given_back(
     world: World, step_tokens: int, tmp_path: Path
 ) -> None:
     """Its slots may be another expert's by then."""
-    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path)
-    engine = Engine(base, world.chat, small_config(step_tokens=step_tokens), Recorder())
-    engine.start()
 
-    async def pending() -> list[int]:
+    async def pending(engine: Engine) -> list[int]:
         asked = [world.experts[name] for name in ("act4", "act16", "late8")]
         branches = Branches(activated=3)
         async with await engine.open(prompt_of(world, 0), max_new_tokens=1, branches=branches) as session:
             await session.score(asked)
             return [lane.sequence.num_pending for lane in session._state.lanes()]
 
-    try:
-        assert set(asyncio.run(pending())) == {0}
-    finally:
-        engine.stop()
+    with own_engine(world, tmp_path, step_tokens=step_tokens) as engine:
+        assert set(asyncio.run(pending(engine))) == {0}
 
 
-def test_experts_woken_by_the_indicator_cost_its_tokens_alone(world: World) -> None:
+def test_experts_woken_by_the_indicator_cost_its_tokens_alone(world: World, tmp_path: Path) -> None:
     prompt, expert = prompt_of(world, 1), world.experts["late8"]
-    computed = asyncio.run(probed_tokens(world.engine, prompt, [expert], 0))
+    with own_engine(world, tmp_path) as engine:
+        computed = asyncio.run(probed_tokens(engine, prompt, [expert], 0))
     assert computed == len(prompt.tokens) + len(tiny.forced(world.chat, expert))
 
 
-def test_an_answer_begins_with_the_step_that_chose_it(world: World) -> None:
+def test_an_answer_begins_with_the_step_that_chose_it(world: World, tmp_path: Path) -> None:
     """One step for the prompt, the probes and the first token; the other tokens take one each."""
-    prompt = world.chat.render([{"role": "user", "content": "xyz"}])
-    before = len(world.recorder.steps)
-    asyncio.run(probed_tokens(world.engine, prompt, [world.experts["act16"], world.experts["late8"]], 3))
-    assert len(world.recorder.steps) - before == 3
+    prompt, recorder = world.chat.render([{"role": "user", "content": "xyz"}]), Recorder()
+    with own_engine(world, tmp_path, recorder, step_tokens=len(prompt.tokens) + 20) as engine:
+        asyncio.run(probed_tokens(engine, prompt, [world.experts["act16"], world.experts["late8"]], 3))
+    assert len(recorder.steps) == 3
 
 
 def test_a_short_prompt_and_all_its_probes_are_one_step(world: World) -> None:
