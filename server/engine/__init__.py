@@ -1,7 +1,8 @@
 """Continuous batching over one model: sequences, KV blocks, expert slots, steps. Knows no HTTP and no metrics."""
 
 from server.engine.answerer import Answerer, LogitMixture, OutputMixture, Weighted
-from server.engine.engine import Engine, EngineConfig, Session
+from server.engine.engine import Engine, EngineConfig
+from server.engine.session import Session
 from server.engine.types import (
     Branches,
     EngineObserver,

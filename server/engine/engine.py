@@ -9,45 +9,40 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import structlog
 import torch
 
 from expert_store import ExpertVersion, StoreError
-from server.engine.answerer import Answerer, LogitMixture, OutputMixture, experts_of
-from server.engine.blend import BlendJob
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.host_cache import HostCache
-from server.engine.jobs import Answer, GenerateJob, Job, LogitsJob, ProbeJob, Resources, StatesJob, Waking
+from server.engine.job_maker import JobMaker
+from server.engine.jobs import Answer, GenerateJob, Job, Resources
 from server.engine.kv_cache import BlockPool
 from server.engine.lately_chosen import LatelyChosen
-from server.engine.mixture import Branch, MixtureJob
+from server.engine.mixture import MixtureJob
 from server.engine.outbox import Outbox
 from server.engine.prefix import PrefixCache
-from server.engine.prompt_states import States
 from server.engine.runner import Runner
 from server.engine.scheduler import StepPlan, plan_step
+from server.engine.session import Session
 from server.engine.session_state import SessionState
 from server.engine.step_logits import StepLogits
-from server.engine.types import Branches, EngineObserver, IndicatorLogits, Occupancy, StepStats, Token
+from server.engine.types import Branches, EngineObserver, Occupancy, StepStats
 from server.errors import (
     EngineStopped,
-    InvocationMissing,
     NonFiniteLogits,
-    NotSelfSelecting,
     PromptTooLong,
     RequestTooLarge,
 )
 from server.model.base import Base
-from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, IndicatorTokens, Prompt
+from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt
 from server.model.native import Kernels, applies_to, load_kernels
-from server.model.sampling import Sampling, sample
+from server.model.sampling import sample
 from server.threads import take_processors
 
 log = structlog.get_logger()
@@ -83,12 +78,9 @@ class Engine:
     """Serves sessions with one model. Takes over `base.model`, which must not be run elsewhere afterwards."""
 
     def __init__(self, base: Base, chat: ChatFormat, config: EngineConfig, observer: EngineObserver) -> None:
-        self._chat = chat
         self._config = config
         self._observer = observer
         self._max_context = base.max_context
-        self._stop_tokens = base.stop_tokens
-        self._device = base.device
         self._runner = Runner(
             base,
             kv_memory_bytes=config.kv_memory_bytes,
@@ -106,6 +98,7 @@ class Engine:
             slot_rank=config.slot_rank,
             on_event=observer.on_pool_event,
         )
+        self.jobs = JobMaker(base, chat, check_fits=self.pool.check_fits)
         self._chosen = LatelyChosen(config.answer_ahead)
         self._inbox: deque[Callable[[], None]] = deque()
         self._outbox = Outbox()
@@ -142,7 +135,7 @@ class Engine:
     def kv_capacity_tokens(self) -> int:
         return self.blocks.num_blocks * self.blocks.block_tokens
 
-    async def open(self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None) -> "Session":
+    async def open(self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None) -> Session:
         """Waits, first come first served, until the request's KV memory is reserved.
 
         Raises PromptTooLong, RequestTooLarge or EngineStopped.
@@ -226,55 +219,6 @@ class Engine:
         """Starts reading experts that may be asked next, where there is room for them."""
         if experts:
             self._post(lambda: self.pool.look_ahead(experts))
-
-    def indicator_tokens(self, expert: ExpertVersion) -> IndicatorTokens:
-        """Raises NotSelfSelecting for an expert without indicators."""
-        if expert.manifest.indicators is None:
-            raise NotSelfSelecting(expert.name)
-        return self._chat.indicator_tokens(expert.manifest.indicators)
-
-    def waking(self, expert: ExpertVersion, prompt: Prompt) -> Waking:
-        """Where an expert that is asked, or answers, wakes up. Raises InvocationMissing."""
-        return Waking.of(expert, prompt, self.indicator_tokens(expert).shared if expert.self_selecting else ())
-
-    def new_answer(self, prompt: Prompt, answerer: Answerer, sampling: Sampling) -> Answer:
-        """An answer that has not begun. Raises InvocationMissing or RequestTooLarge."""
-        if isinstance(answerer, OutputMixture):
-            return self._new_blend(answerer, sampling)
-        generator = sampling.new_generator(self._device)
-        self.pool.check_fits(experts_of(answerer))
-        if isinstance(answerer, LogitMixture):
-            branches = [self._branch(prompt, expert, weight) for expert, weight in answerer.branches]
-            return MixtureJob(branches=branches, sampling=sampling, stop_tokens=self._stop_tokens, generator=generator)
-        alone = self._branch(prompt, answerer, 1.0)
-        return GenerateJob(
-            waking=alone.waking,
-            accept=alone.accept,
-            sampling=sampling,
-            stop_tokens=self._stop_tokens,
-            generator=generator,
-        )
-
-    def _new_blend(self, mixture: OutputMixture, sampling: Sampling) -> BlendJob:
-        """The same for experts that compute together. Raises RequestTooLarge."""
-        assert all(expert.kind == "lora" for expert in mixture.experts), "only plain LoRAs are mixed. This is a bug."
-        self.pool.check_fits(mixture.experts)
-        first = mixture.experts[0]
-        return BlendJob(
-            mixture=mixture,
-            waking=None,
-            accept=self.indicator_tokens(first).accept if first.answers_after_accept else (),
-            sampling=sampling,
-            stop_tokens=self._stop_tokens,
-            generator=sampling.new_generator(self._device),
-        )
-
-    def _branch(self, prompt: Prompt, expert: ExpertVersion | None, weight: float) -> Branch:
-        """Raises InvocationMissing."""
-        if expert is None:
-            return Branch(None, (), weight)
-        accept = self.indicator_tokens(expert).accept if expert.answers_after_accept else ()
-        return Branch(self.waking(expert, prompt), accept, weight)
 
     def close(self, state: SessionState) -> None:
         """Frees everything a session holds before the next step."""
@@ -484,98 +428,3 @@ def _kernels(base: Base, cache: Path | None) -> Kernels | None:
     if cache is None or not applies_to(next(base.model.parameters())):
         return None
     return load_kernels(cache)
-
-
-class Session:
-    """One request's hold on the engine. Use as an async context manager: leaving it frees everything."""
-
-    def __init__(self, engine: Engine, state: SessionState) -> None:
-        self._engine = engine
-        self._state = state
-
-    @property
-    def prompt(self) -> Prompt:
-        return self._state.prompt
-
-    @property
-    def queue_seconds(self) -> float:
-        """Time from opening to admission."""
-        return self._state.queue_seconds
-
-    @property
-    def computed_tokens(self) -> int:
-        """Tokens run through the model for this request so far."""
-        return self._state.computed_tokens
-
-    async def score(self, experts: Seq[ExpertVersion]) -> list[IndicatorLogits]:
-        """Asks self-selecting experts, all in one batch; their sequences are kept until dropped.
-
-        Raises InvocationMissing, RequestTooLarge, EngineStopped, or what reading an expert's files raised.
-        """
-        self._engine.pool.check_fits(experts)
-        probes = [
-            (self._engine.waking(expert, self.prompt), self._engine.indicator_tokens(expert)) for expert in experts
-        ]
-        job = ProbeJob(self._future(), probes)
-        self._engine.submit(self._state, job)
-        return await job.future
-
-    async def logits(self, expert: ExpertVersion) -> tuple[torch.Tensor, torch.Tensor]:
-        """[V] fp32 logits at the end of the prompt, with no indicator behind it: the base's, and through the expert."""
-        job = LogitsJob(self._future(), Waking.of(expert, self.prompt, ()))
-        self._engine.submit(self._state, job)
-        return await job.future
-
-    async def prompt_states(self) -> States:
-        """[L, D] fp32: the mean over the prompt's tokens of the hidden state that enters each layer of the base.
-
-        Needs the room of a plain probe. Raises EngineStopped.
-        """
-        job = StatesJob(self._future())
-        self._engine.submit(self._state, job)
-        return await job.future
-
-    def wakes(self, expert: ExpertVersion) -> bool:
-        """Whether the expert could answer: False where `generate` would raise InvocationMissing."""
-        try:
-            self._engine.waking(expert, self.prompt)
-        except InvocationMissing:
-            return False
-        return True
-
-    def drop(self, experts: Seq[ExpertVersion]) -> None:
-        """Gives up held probes."""
-        self._engine.drop(self._state, experts)
-
-    def prefetch(self, experts: Seq[ExpertVersion]) -> None:
-        """Has experts read into the host cache, if there is room, so that they are there when they are asked."""
-        self._engine.prefetch(experts)
-
-    async def generate(self, answerer: Answerer, sampling: Sampling) -> AsyncGenerator[Token]:
-        """Tokens of the answer. The accept string of an expert that learned one is put before them, not among them.
-
-        Continues from the expert's held probe where there is one; other probes are dropped. Raises InvocationMissing,
-        RequestTooLarge, EngineStopped, or what reading the expert's files raised.
-        """
-        job = self._engine.new_answer(self.prompt, answerer, sampling)
-        self._engine.submit(self._state, job)
-        while True:
-            token = await job.next_token()
-            yield token
-            if token.finish_reason is not None:
-                return
-
-    def _future(self) -> "asyncio.Future[Any]":
-        return self._state.loop.create_future()
-
-    def close(self) -> None:
-        """Frees everything within one step. Safe to call twice, and while something is awaited."""
-        self._engine.close(self._state)
-
-    async def __aenter__(self) -> "Session":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -146,7 +146,7 @@ def test_a_stop_token_ends_all_branches(world: World) -> None:
     async def stopped() -> tuple[list[int], str | None, int]:
         branches = Branches(mixed=2)
         async with await world.engine.open(prompt_of(world), max_new_tokens=COUNT, branches=branches) as session:
-            job = world.engine.new_answer(session.prompt, mixture, Sampling(max_new_tokens=COUNT))
+            job = world.engine.jobs.answer(session.prompt, mixture, Sampling(max_new_tokens=COUNT))
             job.stop_tokens = frozenset(first[2:])
             world.engine.submit(session._state, job)
             tokens = [await job.next_token()]

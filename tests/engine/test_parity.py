@@ -191,9 +191,12 @@ def test_experts_woken_by_the_indicator_cost_its_tokens_alone(world: World, tmp_
 def test_an_answer_begins_with_the_step_that_chose_it(world: World, tmp_path: Path) -> None:
     """One step for the prompt, the probes and the first token; the other tokens take one each."""
     prompt, recorder = world.chat.render([{"role": "user", "content": "xyz"}]), Recorder()
-    with own_engine(world, tmp_path, recorder, step_tokens=len(prompt.tokens) + 20) as engine:
-        asyncio.run(probed_tokens(engine, prompt, [world.experts["act16"], world.experts["late8"]], 3))
-    assert len(recorder.steps) == 3
+    asked = [world.experts["act16"], world.experts["late8"]]
+    with own_engine(world, tmp_path, recorder) as engine:
+        asyncio.run(probed_tokens(engine, prompt_of(world, 0), asked, 0))  # has read both experts' files
+        before = len(recorder.steps)
+        asyncio.run(probed_tokens(engine, prompt, asked, 3))
+    assert len(recorder.steps) - before == 3
 
 
 def test_a_short_prompt_and_all_its_probes_are_one_step(world: World) -> None:
