@@ -22,7 +22,7 @@ from server.api.body import BodyLimit
 from server.api.errors import install_error_handlers
 from server.api.openapi import install_openapi
 from server.api.serving import Serving
-from server.background import give_way_while
+from server.background import giving_way_while
 from server.centroids import Centroids
 from server.demo import seed_demo
 from server.engine import Engine, EngineConfig, EngineObserver
@@ -78,7 +78,8 @@ def build_app(settings: Settings, *, make_engine: EngineFactory = Engine) -> Fas
             raise
         try:
             app.state.serving = running.serving
-            yield
+            with giving_way_while(lambda: running.engine.computing):
+                yield
         finally:
             app.state.serving = None
             await asyncio.to_thread(running.engine.stop)
@@ -154,7 +155,6 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         metrics=metrics,
     )
     engine.start()
-    give_way_while(lambda: engine.computing)
     await _fill(registry, engine, base.spec, settings)
     serving = _serving(settings, service, registry, metrics, engine)
     return _Running(serving, engine, gradients, made.start(lambda: store.catalog))

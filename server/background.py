@@ -10,9 +10,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from expert_store import breathe_by
@@ -28,10 +28,15 @@ T = TypeVar("T")
 _is_somebody_answered: Callable[[], bool] = bool  # nobody is
 
 
-def give_way_while(is_somebody_answered: Callable[[], bool]) -> None:
-    """Says when these threads are to rest between pieces of work; asked from any of them."""
+@contextmanager
+def giving_way_while(is_somebody_answered: Callable[[], bool]) -> Iterator[None]:
+    """In this block these threads rest between pieces of work whenever that is so; it is asked from any of them."""
     global _is_somebody_answered
     _is_somebody_answered = is_somebody_answered
+    try:
+        yield
+    finally:
+        _is_somebody_answered = bool
 
 
 def _step_back() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from expert_store import breathe
-from server.background import _REST, _step_back, begin_in_background, give_way_while, in_background
+from server.background import _REST, _step_back, begin_in_background, giving_way_while, in_background
 
 pytestmark = pytest.mark.anyio
 
@@ -74,9 +74,8 @@ async def test_a_process_that_stands_far_behind_already_can_work_too(monkeypatch
 def answering() -> Iterator[threading.Event]:
     """Set while somebody is being answered."""
     event = threading.Event()
-    give_way_while(event.is_set)
-    yield event
-    give_way_while(bool)
+    with giving_way_while(event.is_set):
+        yield event
 
 
 async def test_work_rests_while_somebody_is_answered(answering: threading.Event) -> None:
