@@ -31,6 +31,7 @@ from expert_store.errors import (
     InvalidFallback,
     InvalidManifest,
     InvalidName,
+    InvalidRouter,
     StoreBusy,
     StoreError,
     UnknownAlias,
@@ -56,7 +57,15 @@ from expert_store.manifest import (
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, parse_config, read_config
 from expert_store.profile import PROFILE_FILE, Profile, read_profile
 from expert_store.store import ExpertStore, Staged, file_record
-from expert_store.trained_router import ROUTER_FILE, Gates, RoutedExpert, RouterDraft, RouterManifest, RouterVersion
+from expert_store.trained_router import (
+    ROUTER_FILE,
+    Gates,
+    RoutedExpert,
+    RouterDraft,
+    RouterManifest,
+    RouterVersion,
+    parse_router_draft,
+)
 from expert_store.vector_file import Vector
 from expert_store.weights import WEIGHTS_FILE, read_header
 
@@ -91,6 +100,7 @@ __all__ = [
     "InvalidFallback",
     "InvalidManifest",
     "InvalidName",
+    "InvalidRouter",
     "Kind",
     "Manifest",
     "ManifestDraft",
@@ -123,6 +133,7 @@ __all__ = [
     "parse_config",
     "parse_draft",
     "parse_manifest",
+    "parse_router_draft",
     "read_centroid",
     "read_config",
     "read_header",

@@ -3,6 +3,7 @@
 StoreError                      `message`, and `field`: the input at fault, where one is
 ├── InvalidAdapter              PEFT's two files are damaged, dangerous, or not servable on this base
 ├── InvalidManifest             what was said about the adapter does not hold
+├── InvalidRouter               a learned router that could not decide on this base or pool
 ├── InvalidName                 an expert or alias name outside the pattern
 ├── InvalidChain                a chain order that repeats a name or holds one that cannot choose
 ├── InvalidFallback             somebody who could not answer in the base model's place
@@ -42,6 +43,13 @@ class InvalidManifest(StoreError):
     """The manifest is refused; `field` is its dotted path, or None when the whole text is not JSON."""
 
     def __init__(self, field: str | None, message: str) -> None:
+        super().__init__(message, field=field)
+
+
+class InvalidRouter(StoreError):
+    """The learned router is refused; `field` is a key of its manifest or the name of its file."""
+
+    def __init__(self, field: str, message: str) -> None:
         super().__init__(message, field=field)
 
 

@@ -169,7 +169,7 @@ def parse_draft(data: bytes | str | Mapping[str, Any]) -> ManifestDraft:
             return ManifestDraft.model_validate_json(data)
         return ManifestDraft.model_validate(data)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise invalid_manifest(error, ManifestDraft) from None
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -177,13 +177,14 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise invalid_manifest(error, ManifestDraft) from None
 
 
-def _invalid(error: ValidationError) -> InvalidManifest:
+def invalid_manifest(error: ValidationError, model: type[BaseModel]) -> InvalidManifest:
+    """The first thing that is wrong with a manifest of that kind."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or None
-    hint = f": known are {', '.join(ManifestDraft.model_fields)}" if first["type"] == "extra_forbidden" else ""
+    hint = f": known are {', '.join(model.model_fields)}" if first["type"] == "extra_forbidden" else ""
     return InvalidManifest(field, f"manifest: {field or 'the text'}: {first['msg']}{hint}")
 
 

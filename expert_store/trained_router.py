@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt, V
 from expert_store.disk import Disk, digest_bytes, file_sha256, is_plain_file
 from expert_store.errors import CorruptStore
 from expert_store.layout import MANIFEST_FILE, Layout
-from expert_store.manifest import Digest, FileRecord, Fingerprint, Name, Quality, Training
+from expert_store.manifest import Digest, FileRecord, Fingerprint, Name, Quality, Training, invalid_manifest
 
 ROUTER_FILE = "router.safetensors"
 MAX_ROUTER_EXPERTS = 256
@@ -56,6 +56,14 @@ class RouterManifest(RouterDraft):
     version: PositiveInt
     files: dict[str, FileRecord]
     created_at: AwareDatetime
+
+
+def parse_router_draft(data: bytes) -> RouterDraft:
+    """Reads the manifest.json that `relay train router` wrote. Raises InvalidManifest naming the field."""
+    try:
+        return RouterDraft.model_validate_json(data)
+    except ValidationError as error:
+        raise invalid_manifest(error, RouterDraft) from None
 
 
 class _Current(_Model):

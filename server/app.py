@@ -35,6 +35,7 @@ from server.model.feature import PromptFeature
 from server.model.gradient import GradientWorker
 from server.pins import Pins
 from server.registry import EffectEngine, Registry, discard_in_background
+from server.router_registry import RouterRegistry
 from server.routing import ChainRouter, GradientRouter, LearnedRouter, Router, ScoringRouter, Shortlists
 from server.service import RequestEngine, Service
 from server.settings import Settings
@@ -156,7 +157,8 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     )
     engine.start()
     await _fill(registry, engine, base.spec, settings)
-    serving = _serving(settings, service, registry, metrics, engine)
+    router_registry = RouterRegistry(store, base)
+    serving = _serving(settings, service, registry, router_registry, metrics, engine)
     return _Running(serving, engine, gradients, made.start(lambda: store.catalog))
 
 
@@ -249,10 +251,18 @@ async def _fill(registry: Registry, engine: AppEngine, spec: BaseSpec, settings:
     log.info("pool", experts=len(catalog.experts), chain=list(catalog.chain), generation=catalog.generation)
 
 
-def _serving(settings: Settings, service: Service, registry: Registry, metrics: Metrics, engine: AppEngine) -> Serving:
+def _serving(
+    settings: Settings,
+    service: Service,
+    registry: Registry,
+    router_registry: RouterRegistry,
+    metrics: Metrics,
+    engine: AppEngine,
+) -> Serving:
     return Serving(
         service=service,
         registry=registry,
+        router_registry=router_registry,
         metrics=metrics,
         engine_alive=lambda: engine.alive,
         default_router=settings.router,

@@ -24,6 +24,8 @@ from server.threads import leave_processors_to_engine, spin_briefly
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="LoRA Relay: experts that choose their requests.")
 experts = typer.Typer(no_args_is_help=True, help="Look at experts, add them, verify the store.")
 app.add_typer(experts, name="experts")
+routers = typer.Typer(help="List a server's routers, or add a learned one.")
+app.add_typer(routers, name="routers")
 
 _console = Console()
 _errors = Console(stderr=True)
@@ -88,11 +90,24 @@ def route(
         _print(answer, show.decision, as_json=as_json)
 
 
-@app.command()
-def routers(url: Url = None, as_json: AsJson = False) -> None:
+@routers.callback(invoke_without_command=True)
+def list_routers(context: typer.Context, url: Url = None, as_json: AsJson = False) -> None:
     """List the routers of a server: which are ready, and what the others lack."""
+    if context.invoked_subcommand is not None:
+        return
     with _clear_errors():
         _print(client.list_routers(server_url(url)), show.router_table, as_json=as_json)
+
+
+@routers.command("add")
+def add_router(
+    folder: Annotated[Path, typer.Argument(help="What `relay train router` wrote.")],
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a learned router on a running server; it is in use from the next request on."""
+    with _clear_errors():
+        _print(client.add_router(server_url(url), folder), show.router_registration, as_json=as_json)
 
 
 @app.command()

@@ -1,13 +1,13 @@
 """Asks a running server over HTTP. Knows routes and error bodies; prints nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from expert_store import ADAPTER_FILES, CENTROID_FILE, GATE_FILES, GATE_FOLDER, MANIFEST_FILE, PROFILE_FILE
+from expert_store import ADAPTER_FILES, CENTROID_FILE, GATE_FILES, GATE_FOLDER, MANIFEST_FILE, PROFILE_FILE, ROUTER_FILE
 from server.errors import RelayError
 
 _FILE_FIELDS = ("adapter_config", "adapter_model", "gate_config", "gate_weights")
@@ -30,6 +30,16 @@ def route(
 def list_routers(url: str) -> dict[str, Any]:
     """Raises ClientError."""
     return _call("GET", url, "/routers")
+
+
+def add_router(url: str, folder: Path) -> dict[str, Any]:
+    """Registers the learned router in `folder`. Raises ClientError."""
+    paths = {"router": folder / ROUTER_FILE, "manifest": folder / MANIFEST_FILE}
+    for path in paths.values():
+        if not path.is_file():
+            raise ClientError(f"{path} is not there: {folder} must hold what `relay train router` writes")
+    with ExitStack() as stack:
+        return _call("POST", url, "/routers/learned", files=_opened(paths, stack))
 
 
 def list_experts(url: str) -> dict[str, Any]:
@@ -68,11 +78,17 @@ def add_expert(url: str, folder: Path, *, name: str | None, activate: bool) -> d
     Raises ClientError.
     """
     with ExitStack() as stack:
-        files: dict[str, Any] = {}
-        for field, path in _files_to_send(folder).items():
-            files[field] = (path.name, stack.enter_context(path.open("rb")), "application/octet-stream")
+        files = _opened(_files_to_send(folder), stack)
         fields = {"activate": "true" if activate else "false"} | ({} if name is None else {"name": name})
         return _call("POST", url, "/experts", data=fields, files=files)
+
+
+def _opened(paths: Mapping[str, Path], stack: ExitStack) -> dict[str, Any]:
+    """Form field to what httpx sends, open until the stack ends."""
+    return {
+        field: (path.name, stack.enter_context(path.open("rb")), "application/octet-stream")
+        for field, path in paths.items()
+    }
 
 
 def _files_to_send(folder: Path) -> dict[str, Path]:

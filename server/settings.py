@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     max_upload_bytes: ByteSize = Field(
         ByteSize(512 * 1024**2),
         ge=1024,
-        description="Largest registration (body of POST /experts) in bytes, such as 512MiB.",
+        description="Largest registration of an expert or router in bytes, such as 512MiB.",
     )
     cache: Directory = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", "~/.cache"),

@@ -94,8 +94,19 @@ def registration(answer: Mapping[str, Any]) -> RenderableType:
     """What was published and what was checked before."""
     ref = f"{answer['name']}@{answer['version']}"
     head = Text.assemble((ref, "bold"), f"  {answer['kind']}, rank {answer['rank']}, {answer['digest']}")
-    checks = [Text(f"  {check['name']}: {check['detail']}") for check in answer["checks"]]
-    return Group(head, *checks)
+    return Group(head, *_checks(answer))
+
+
+def router_registration(answer: Mapping[str, Any]) -> RenderableType:
+    """The same of a learned router."""
+    head = Text.assemble(
+        (f"{answer['router']}, version {answer['version']}", "bold"), f"  over {', '.join(answer['experts'])}"
+    )
+    return Group(head, *_checks(answer))
+
+
+def _checks(answer: Mapping[str, Any]) -> Iterator[Text]:
+    return (Text(f"  {check['name']}: {check['detail']}") for check in answer["checks"])
 
 
 def problems(found: Sequence[Problem]) -> RenderableType:

@@ -13,7 +13,7 @@ from server.api.errors import BodyTooLarge, UnsupportedBody
 
 Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
-UPLOAD_ROUTE = ("POST", "/experts")
+UPLOAD_ROUTES = frozenset({("POST", "/experts"), ("POST", "/routers/learned")})
 
 
 class BodyLimit:
@@ -30,7 +30,7 @@ class BodyLimit:
         await self._app(scope, receive, send)
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        is_upload = (scope["method"], scope["path"]) == UPLOAD_ROUTE
+        is_upload = (scope["method"], scope["path"]) in UPLOAD_ROUTES
         limit = self._max_upload_bytes if is_upload else self._max_body_bytes
         flag = "--max-upload-bytes" if is_upload else "--max-body-bytes"
         too_large = BodyTooLarge(

@@ -79,6 +79,7 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     store_errors.StoreError: ErrorKind(500, _SERVER, "store_error"),
     store_errors.InvalidAdapter: ErrorKind(422, _INVALID, "invalid_adapter"),
     store_errors.InvalidManifest: ErrorKind(422, _INVALID, "invalid_manifest"),
+    store_errors.InvalidRouter: ErrorKind(422, _INVALID, "invalid_router"),
     store_errors.InvalidName: ErrorKind(422, _INVALID, "invalid_name"),
     store_errors.InvalidChain: ErrorKind(422, _INVALID, "invalid_chain"),
     store_errors.InvalidFallback: ErrorKind(422, _INVALID, "invalid_fallback"),

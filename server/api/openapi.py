@@ -76,12 +76,20 @@ def registration_request() -> dict[str, Any]:
         "threshold": {**_TEXT, "description": "Accept at this score, between 0 and 1; wins over the manifest's."},
         "activate": {**_TEXT, "description": "false leaves the alias `live` where it is; default true."},
     }
-    schema = {
-        "type": "object",
-        "properties": properties,
-        "required": ["adapter_config", "adapter_model"],
-        "additionalProperties": False,
+    return _form(properties, required=["adapter_config", "adapter_model"])
+
+
+def router_request() -> dict[str, Any]:
+    """The multipart form of `POST /routers/learned`."""
+    properties = {
+        "router": {**_FILE, "description": "router.safetensors; may be sent under that name too."},
+        "manifest": {**_TEXT, "description": "JSON: the manifest.json beside it; file or text."},
     }
+    return _form(properties, required=["router", "manifest"])
+
+
+def _form(properties: dict[str, Any], *, required: list[str]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from expert_store import Indicators, Kind, Training
+from expert_store import Gates, Indicators, Kind, Training
 from server.model.sampling import Sampling
 from server.routing.base import Reason, RouterName, ScoringRouter
 from server.service import Fallback, FinishReason
@@ -335,6 +335,16 @@ class RegistrationResponse(ResponseModel):
     digest: str
     kind: Kind
     rank: int
+    checks: list[CheckModel]
+    catalog_generation: int
+
+
+class RouterRegistrationResponse(ResponseModel):
+    router: Literal["learned"] = "learned"
+    version: int
+    digest: str
+    gates: Gates
+    experts: list[str] = Field(description="Versions it weighs, in its own order.")
     checks: list[CheckModel]
     catalog_generation: int
 

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from server.errors import InvalidRequest, NotReady
 from server.metrics import Metrics
 from server.registry import Registry
+from server.router_registry import RouterRegistry
 from server.routing.base import RouterName
 from server.service import Service
 
@@ -20,6 +21,7 @@ class Serving:
 
     service: Service
     registry: Registry
+    router_registry: RouterRegistry
     metrics: Metrics
     engine_alive: Callable[[], bool]
     default_router: RouterName

@@ -1,55 +1,47 @@
-"""The multipart form of a registration: files straight to the staging folder, fields into a manifest draft.
+"""What the forms of registrations hold, and what becomes of their fields. Judges neither adapters nor routers."""
 
-Knows names and sizes of parts; whether an adapter is any good is not judged here.
-"""
-
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from expert_store import (
     CENTROID_FILE,
     CONFIG_FILE,
     GATE_FILES,
     PROFILE_FILE,
+    ROUTER_FILE,
     WEIGHTS_FILE,
-    InvalidAdapter,
     ManifestDraft,
-    breathe,
+    RouterDraft,
     parse_draft,
+    parse_router_draft,
 )
-from server.api.errors import BodyTooLarge, InvalidField, MalformedBody, UnsupportedBody
-from server.background import in_background
+from server.api.errors import InvalidField
+from server.api.form import FormFields, receive_form
 
-MULTIPART = "multipart/form-data"
 GATE_CONFIG, GATE_WEIGHTS = GATE_FILES
-# Field to the path of its file in the staging folder; the path itself is taken as a field too.
-FILE_FIELDS = {
-    "adapter_config": CONFIG_FILE,
-    "adapter_model": WEIGHTS_FILE,
-    "gate_config": GATE_CONFIG,
-    "gate_weights": GATE_WEIGHTS,
-    "profile": PROFILE_FILE,
-    "centroid": CENTROID_FILE,
-} | {path: path for path in (CONFIG_FILE, WEIGHTS_FILE, *GATE_FILES, PROFILE_FILE, CENTROID_FILE)}
-# Largest size in bytes of each text field.
-TEXT_FIELDS = {
-    "name": 1024,
-    "manifest": 256 * 1024,
-    "description": 32 * 1024,
-    "threshold": 64,
-    "activate": 16,
-}
-_PIECE_BYTES = 1 << 18
-# Largest size in bytes of a file, where the limit of the whole upload is not enough.
-_MAX_FILE_BYTES = dict.fromkeys((CONFIG_FILE, GATE_CONFIG, PROFILE_FILE, CENTROID_FILE), 1024 * 1024)
-_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+_MANIFEST_BYTES = 256 * 1024
+EXPERT_FORM = FormFields(
+    files={
+        "adapter_config": CONFIG_FILE,
+        "adapter_model": WEIGHTS_FILE,
+        "gate_config": GATE_CONFIG,
+        "gate_weights": GATE_WEIGHTS,
+        "profile": PROFILE_FILE,
+        "centroid": CENTROID_FILE,
+    },
+    texts={
+        "name": 1024,
+        "manifest": _MANIFEST_BYTES,
+        "description": 32 * 1024,
+        "threshold": 64,
+        "activate": 16,
+    },
+    file_bytes=dict.fromkeys((CONFIG_FILE, GATE_CONFIG, PROFILE_FILE, CENTROID_FILE), 1024 * 1024),
+)
+ROUTER_FORM = FormFields(files={"router": ROUTER_FILE}, texts={"manifest": _MANIFEST_BYTES})
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -63,160 +55,21 @@ class RegistrationForm:
 
 
 async def receive_registration(request: Request, folder: Path, *, max_upload_bytes: int) -> RegistrationForm:
-    """Writes the form's files into `folder` while they arrive and returns the rest.
+    """Writes an expert's files into `folder` and returns the rest.
 
     Raises UnsupportedBody, MalformedBody, BodyTooLarge, InvalidField, InvalidAdapter (a pickle), InvalidManifest.
     """
-    reader = _FormReader(_boundary(request), folder, max_upload_bytes=max_upload_bytes)
-    try:
-        async for piece in _in_pieces(request.stream()):
-            await in_background(partial(reader.feed, piece))
-    except ClientDisconnect as error:
-        raise MalformedBody("the upload broke off before its end") from error
-    finally:
-        reader.close()
-    return _form(reader.fields())
+    return _form(await receive_form(request, folder, EXPERT_FORM, max_upload_bytes=max_upload_bytes))
 
 
-async def _in_pieces(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in fewer pieces: one costs the event loop more than its bytes."""
-    piece = bytearray()
-    async for chunk in stream:
-        piece += chunk
-        if len(piece) >= _PIECE_BYTES:
-            yield bytes(piece)
-            piece.clear()
-    yield bytes(piece)
-
-
-def _boundary(request: Request) -> bytes:
-    content_type = request.headers.get("content-type", "")
-    kind, options = parse_options_header(content_type)
-    if kind != MULTIPART.encode():
-        raise UnsupportedBody(content_type, MULTIPART)
-    if not options.get(b"boundary"):
-        raise MalformedBody("the content type of the form names no boundary")
-    return options[b"boundary"]
-
-
-@dataclass
-class _Part:
-    """One part of the form while it arrives; `file` is None for a text field."""
-
-    field: str
-    limit_bytes: int
-    file: BinaryIO | None
-    text: bytearray
-    num_bytes: int = 0
-
-    def append(self, data: bytes) -> None:
-        self.num_bytes += len(data)
-        if self.num_bytes > self.limit_bytes:
-            raise BodyTooLarge(
-                f"the form field {self.field}", limit_bytes=self.limit_bytes, way_out="send less", param=self.field
-            )
-        if self.file is not None:
-            self.file.write(data)
-        else:
-            self.text += data
-
-
-class _FormReader:
-    """Callbacks of the multipart parser. Used by one thread at a time."""
-
-    def __init__(self, boundary: bytes, folder: Path, *, max_upload_bytes: int) -> None:
-        self._folder = folder
-        self._max_upload_bytes = max_upload_bytes
-        self._parts: dict[str, _Part] = {}
-        self._part: _Part | None = None
-        self._header_name = bytearray()
-        self._header_value = bytearray()
-        self._disposition = b""
-        self._complete = False
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._begin_part,
-                    "on_part_data": self._take_data,
-                    "on_header_field": self._take_header_name,
-                    "on_header_value": self._take_header_value,
-                    "on_header_end": self._end_header,
-                    "on_headers_finished": self._open_part,
-                    "on_end": self._end,
-                },
-            )
-        except FormParserError as error:
-            raise MalformedBody(f"the form cannot be read: {error}") from error
-
-    def feed(self, chunk: bytes) -> None:
-        """More bytes of the body. Writes to disk, so not for the event loop."""
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise MalformedBody(f"the form cannot be read: {error}") from error
-        breathe()
-
-    def close(self) -> None:
-        for part in self._parts.values():
-            if part.file is not None:
-                part.file.close()
-
-    def fields(self) -> dict[str, bytes]:
-        """The text fields, once all is there."""
-        if not self._complete:
-            raise MalformedBody("the form ends before its closing boundary")
-        return {name: bytes(part.text) for name, part in self._parts.items() if part.file is None}
-
-    def _begin_part(self) -> None:
-        self._part, self._disposition = None, b""
-
-    def _take_header_name(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
-
-    def _take_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
-
-    def _end_header(self) -> None:
-        if bytes(self._header_name).lower() == b"content-disposition":
-            self._disposition = bytes(self._header_value)
-        self._header_name.clear()
-        self._header_value.clear()
-
-    def _open_part(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        field = options.get(b"name", b"").decode(errors="replace")
-        file_name = options.get(b"filename", b"").decode(errors="replace")
-        _refuse_pickle(field, file_name)
-        key = FILE_FIELDS.get(field, field)
-        if key in self._parts:
-            raise InvalidField(f"the form holds {key} twice: send it once", param=field)
-        self._part = self._parts[key] = self._new_part(field)
-
-    def _new_part(self, field: str) -> _Part:
-        if field in FILE_FIELDS:
-            name = FILE_FIELDS[field]
-            limit = _MAX_FILE_BYTES.get(name, self._max_upload_bytes)
-            path = self._folder / name
-            path.parent.mkdir(exist_ok=True)
-            return _Part(field, limit, path.open("xb"), bytearray())
-        if field in TEXT_FIELDS:
-            return _Part(field, TEXT_FIELDS[field], None, bytearray())
-        known = ", ".join([*FILE_FIELDS, *TEXT_FIELDS])
-        raise InvalidField(f"the form has no field {field[:80]!r}: known are {known}", param=field[:80] or None)
-
-    def _take_data(self, data: bytes, start: int, end: int) -> None:
-        assert self._part is not None, "data came before its part's headers. This is a bug."
-        self._part.append(data[start:end])
-
-    def _end(self) -> None:
-        self._complete = True
-
-
-def _refuse_pickle(field: str, file_name: str) -> None:
-    for name in (field, file_name):
-        if PurePath(name).suffix.lower() in _PICKLE_SUFFIXES:
-            raise InvalidAdapter(name[:80], f"{name[:80]}: pickles are not accepted, only {WEIGHTS_FILE}")
+async def receive_router(request: Request, folder: Path, *, max_upload_bytes: int) -> RouterDraft:
+    """Writes a learned router's weights into `folder` and returns its manifest. Raises what `receive_registration`
+    does."""
+    texts = await receive_form(request, folder, ROUTER_FORM, max_upload_bytes=max_upload_bytes)
+    for name, there in (("manifest", "manifest" in texts), ("router", (folder / ROUTER_FILE).is_file())):
+        if not there:
+            raise InvalidField(f"the form lacks {name}: send both files that `relay train router` wrote", param=name)
+    return parse_router_draft(texts["manifest"])
 
 
 def _form(fields: dict[str, bytes]) -> RegistrationForm:

@@ -1,6 +1,6 @@
 """Decisions, answers, experts and catalogs as response models. Computes nothing and changes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from expert_store import Catalog, Expert, ExpertVersion, Gate
 from server.api.schemas import (
@@ -20,6 +20,7 @@ from server.api.schemas import (
     RouteResponse,
     RouterList,
     RouterModel,
+    RouterRegistrationResponse,
     RoutingModel,
     ShadowModel,
     ShareModel,
@@ -30,7 +31,8 @@ from server.api.schemas import (
     VersionSummary,
 )
 from server.engine.answerer import Weighted
-from server.registry import Registration
+from server.registry import Check, Registration
+from server.router_registry import RouterRegistration
 from server.routing.base import Decision, RouterName, RouterStatus, Shadow, Shortlist
 from server.service import Answer, RouteAnswer
 from server.trace import Timings, Usage
@@ -121,9 +123,25 @@ def registration_response(registration: Registration) -> RegistrationResponse:
         digest=version.digest,
         kind=version.kind,
         rank=version.rank,
-        checks=[CheckModel(name=c.name, passed=c.passed, detail=c.detail) for c in registration.checks],
+        checks=_checks(registration.checks),
         catalog_generation=registration.catalog_generation,
     )
+
+
+def router_registration_response(registration: RouterRegistration) -> RouterRegistrationResponse:
+    router = registration.router
+    return RouterRegistrationResponse(
+        version=router.version,
+        digest=router.digest,
+        gates=router.manifest.gates,
+        experts=[f"{expert.name}@{expert.version}" for expert in router.manifest.experts],
+        checks=_checks(registration.checks),
+        catalog_generation=registration.catalog_generation,
+    )
+
+
+def _checks(checks: Iterable[Check]) -> list[CheckModel]:
+    return [CheckModel(name=c.name, passed=c.passed, detail=c.detail) for c in checks]
 
 
 def expert_list(catalog: Catalog) -> ExpertList:

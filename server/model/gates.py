@@ -49,11 +49,21 @@ class GateNetwork:
 def read_network(path: Path, *, gates: Gates, shape: tuple[int, int, int]) -> GateNetwork:
     """A network of (L, E, D). Raises CorruptStore."""
     try:
-        tensors = load(path.read_bytes())
+        return parse_network(path.read_bytes(), gates=gates, shape=shape)
+    except ValueError as error:
+        raise CorruptStore(path, f"{error}: train it anew with `relay train router`") from None
+
+
+def parse_network(data: bytes, *, gates: Gates, shape: tuple[int, int, int]) -> GateNetwork:
+    """A network of (L, E, D) from the bytes of a safetensors file. Raises ValueError."""
+    try:
+        tensors = load(data)
         network = GateNetwork(tensors["weight"], tensors["bias"], gates)
-    except (SafetensorError, KeyError) as error:
-        raise CorruptStore(path, f"is not a router's file: {error}: train it anew with `relay train router`") from None
+    except (SafetensorError, KeyError, TypeError) as error:  # KeyError also for number formats numpy does not have
+        raise ValueError(f"is not a router's file: {error}") from None
     shapes = (network.weight_LED.shape, network.bias_LE.shape)
-    if shapes != (shape, shape[:2]) or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-        raise CorruptStore(path, f"holds {shapes}, not finite numbers of shape {shape}: train the router anew")
+    if shapes != (shape, shape[:2]) or {tensor.dtype for tensor in tensors.values()} != {np.dtype(np.float32)}:
+        raise ValueError(f"holds {shapes}, not fp32 numbers of shape {shape}")
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError("holds NaN or infinite values")
     return network

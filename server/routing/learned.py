@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from expert_store import Catalog, CorruptStore, ExpertVersion, RoutedExpert, RouterVersion
+from expert_store import Catalog, CorruptStore, ExpertVersion, RoutedExpert, RouterDraft, RouterVersion
 from server.engine.answerer import OutputMixture
 from server.engine.types import Branches
 from server.errors import NonFiniteLogits
@@ -64,7 +64,9 @@ class LearnedRouter:
         if loaded.router is None:
             problem = loaded.problem or "no router has been trained for this pool"
             return RouterStatus("learned", missing=(problem,), way_out=WAY_OUT)
-        missing = tuple(_misfits(loaded.router, catalog, self._base_fingerprint))
+        missing = tuple(
+            misfits(loaded.router.manifest, f"version {loaded.router.version}", catalog, self._base_fingerprint)
+        )
         way_out = WAY_OUT if missing else None
         return RouterStatus("learned", version=loaded.router.version, missing=missing, way_out=way_out)
 
@@ -127,14 +129,13 @@ def _load(shelf: RouterShelf) -> _Loaded:
         return _Loaded(None, None, f"the router in use cannot be read: {error}")
 
 
-def _misfits(router: RouterVersion, catalog: Catalog, base_fingerprint: str) -> list[str]:
-    """What keeps a router from deciding on a catalog, in words."""
-    trained_on = router.manifest.base_fingerprint
-    if trained_on != base_fingerprint:
-        return [f"version {router.version} was trained on base {trained_on}, this server runs {base_fingerprint}"]
-    over = f"version {router.version} was trained over"
+def misfits(router: RouterDraft, subject: str, catalog: Catalog, base_fingerprint: str) -> list[str]:
+    """What keeps a router, which the sentences call `subject`, from deciding on a catalog."""
+    if router.base_fingerprint != base_fingerprint:
+        return [f"{subject} was trained on base {router.base_fingerprint}, this server runs {base_fingerprint}"]
+    over = f"{subject} was trained over"
     found = []
-    for expert in router.manifest.experts:
+    for expert in router.experts:
         live = catalog.experts[expert.name].live if expert.name in catalog.experts else None
         if _trained_over(expert, catalog) is None:
             found.append(f"{over} {expert.name}@{expert.version}, which is gone")

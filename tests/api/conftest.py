@@ -56,10 +56,10 @@ class App:
     async def register(self, folder: Path, name: str, **fields: Any) -> asgi.Reply:
         return await self.upload(registration_parts(folder, name, **fields))
 
-    async def upload(self, parts: "list[Part]", *, chunk_bytes: int = 4096) -> asgi.Reply:
+    async def upload(self, parts: "list[Part]", *, chunk_bytes: int = 4096, path: str = "/experts") -> asgi.Reply:
         body, headers = multipart(parts)
         chunks = [body[start : start + chunk_bytes] for start in range(0, len(body), chunk_bytes)]
-        return await self.ask("POST", "/experts", chunks=chunks or [b""], headers=headers)
+        return await self.ask("POST", path, chunks=chunks or [b""], headers=headers)
 
     async def metric(self, line: str) -> float:
         """The value of one sample, such as `lora_relay_requests_total{endpoint="route",outcome="routed"}`."""
@@ -159,11 +159,18 @@ async def world(start: Start) -> AsyncIterator[App]:
 
 def publish_router(world: App, base: Base, biases: dict[str, float]) -> None:
     """As another process would: gates that do not look at the prompt, one for each live expert named."""
+    draft, network = new_router(world, base, biases)
+    store = ExpertStore.open(world.settings.store)
+    with store.stage() as staged:
+        (staged.folder / ROUTER_FILE).write_bytes(network.to_bytes())
+        store.publish_router(staged, draft)
+
+
+def new_router(world: App, base: Base, biases: dict[str, float]) -> tuple[RouterDraft, GateNetwork]:
     config = base.model.config
     shape = (config.num_hidden_layers, len(biases), config.hidden_size)
     experts = [world.store.catalog.resolve(name) for name in biases]
     bias_LE = np.tile(np.array(list(biases.values()), np.float32), (shape[0], 1))
-    store = ExpertStore.open(world.settings.store)
     draft = RouterDraft(
         base_fingerprint=base.spec.fingerprint,
         gates="sigmoid",
@@ -171,7 +178,9 @@ def publish_router(world: App, base: Base, biases: dict[str, float]) -> None:
         num_layers=shape[0],
         width=shape[2],
     )
-    with store.stage() as staged:
-        network = GateNetwork(np.zeros(shape, np.float32), bias_LE, "sigmoid")
-        (staged.folder / ROUTER_FILE).write_bytes(network.to_bytes())
-        store.publish_router(staged, draft)
+    return draft, GateNetwork(np.zeros(shape, np.float32), bias_LE, "sigmoid")
+
+
+def router_parts(draft: "RouterDraft | dict[str, Any]", weights: bytes) -> list[Part]:
+    manifest = draft.model_dump_json() if isinstance(draft, RouterDraft) else json.dumps(draft)
+    return [Part("router", weights, ROUTER_FILE), Part("manifest", manifest.encode(), "manifest.json")]

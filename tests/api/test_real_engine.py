@@ -16,7 +16,7 @@ from server.model.base import Base
 from server.model.chat import ChatFormat
 from server.settings import Settings
 from server.text import HALF_CHARACTER
-from tests.api.conftest import App, publish_router
+from tests.api.conftest import App, new_router, router_parts
 from tests.api.test_gates import gated_parts
 from tests.support import asgi, tiny
 
@@ -268,7 +268,8 @@ async def test_the_chain_and_the_learned_router_shadow_each_other_on_one_engine(
     assert (await real.register(alora, "asked")).status == 201
     for folder, name in ((lora, "sql"), (other, "dates")):
         assert (await real.register(folder, name, manifest="{}")).status == 201
-    publish_router(real, real.base, {"sql": 1.0, "dates": -1.0})
+    draft, network = new_router(real, real.base, {"sql": 1.0, "dates": -1.0})
+    assert (await real.upload(router_parts(draft, network.to_bytes()), path="/routers/learned")).status == 201
     alone = {name: [await real.text(prompt, router=name) for prompt in PROMPTS] for name in ("chain", "learned")}
     assert alone["chain"] != alone["learned"]
 

@@ -126,6 +126,18 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
             "catalog_generation": 18,
         },
     ),
+    "POST /routers/learned": (
+        201,
+        {
+            "router": "learned",
+            "version": 2,
+            "digest": "sha256:1",
+            "gates": "sigmoid",
+            "experts": ["sql@4", "dates@1"],
+            "checks": [{"name": "weights", "passed": True, "detail": "finite"}],
+            "catalog_generation": 18,
+        },
+    ),
 }
 
 
@@ -193,6 +205,22 @@ def test_routers_shows_what_is_missing() -> None:
     assert "chain (default) yes - - -" in output
     assert "gradient yes 1 a@1 gets none; 4 centroids, which are being made -" in output
     assert "learned no - no relay train x" in output
+
+
+@pytest.mark.usefixtures("url")
+def test_routers_add_sends_what_the_recipe_wrote(tmp_path: Path) -> None:
+    status, output = relay("routers", "add", str(tmp_path))
+    assert (status, "router.safetensors is not there" in output) == (1, True)
+    for name in ("router.safetensors", "manifest.json"):
+        (tmp_path / name).write_text(f"content of {name}")
+    status, output = relay("routers", "add", str(tmp_path))
+    assert status == 0
+    assert "learned, version 2 over sql@4, dates@1" in output
+    assert "weights: finite" in output
+    sent = FakeServer.seen[-1][1].decode()
+    for field, name in (("router", "router.safetensors"), ("manifest", "manifest.json")):
+        assert f'name="{field}"' in sent
+        assert f"content of {name}" in sent
 
 
 @pytest.mark.usefixtures("url")
