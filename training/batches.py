@@ -118,11 +118,11 @@ class Collator:
         return len(examples) * (max(starts) - self.num_shared + 3 * trained)
 
     def parts(self, examples: Sequence[Example], *, decision: float, other: float) -> list[Part]:
-        """In as few parts of nearly equal size as _PART_TOKENS allow."""
+        """In as few parts as memory allows."""
         widest = max(len(e.tokens) - (e.frozen_length if self.activated else 0) for e in examples)
-        num_parts = -(-len(examples) // max(1, _PART_TOKENS // widest))
-        bounds = [round(i * len(examples) / num_parts) for i in range(num_parts + 1)]
-        return [self.part(examples[a:b], decision=decision, other=other) for a, b in pairwise(bounds)]
+        return [
+            self.part(examples[rows], decision=decision, other=other) for rows in in_parts(len(examples), widest=widest)
+        ]
 
     def part(self, examples: Sequence[Example], *, decision: float = 1.0, other: float = 1.0) -> Part:
         """Tensors of the examples; labels in the examples' order, every target token one, weighed as given."""
@@ -151,6 +151,13 @@ class Collator:
             target_L=torch.tensor(targets),
             weight_L=torch.tensor(weights, dtype=torch.float32),
         )
+
+
+def in_parts(num_rows: int, *, widest: int) -> list[slice]:
+    """In as few parts of nearly equal size as _PART_TOKENS allow for rows of up to `widest` tokens."""
+    num_parts = -(-num_rows // max(1, _PART_TOKENS // widest))
+    bounds = [round(i * num_rows / num_parts) for i in range(num_parts + 1)]
+    return [slice(first, last) for first, last in pairwise(bounds)]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], *, pad: int, left: bool) -> tuple[Tensor, Tensor]:

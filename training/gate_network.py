@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -13,18 +13,16 @@ from transformers import PreTrainedModel
 
 from expert_store import Gates
 from server.model.gates import Array, GateNetwork
-from training.batches import pad_rows
+from training.batches import in_parts, pad_rows
 from training.composed import Board
 from training.data import Example
 from training.suffix import as_the_model_scales
 
 # Legend: P prompts of the memory, N rows of a step, S tokens, L decoder layers, E experts, D hidden width, W labels.
 
-_EVALUATED_TOGETHER = 8  # rows
 
-
-class RouterStep(TypedDict):
-    """One optimiser step: rows padded on the right, their places in the memory, and the temperature of the gates.
+class RouterPart(TypedDict):
+    """Rows that go through the model together, padded on the right, and their places in the memory.
 
     `hidden_at_W` indexes the flattened [N * S] hidden states whose next token is `target_W`.
     """
@@ -34,6 +32,12 @@ class RouterStep(TypedDict):
     hidden_at_W: Tensor
     target_W: Tensor
     place_N: Tensor
+
+
+class RouterStep(TypedDict):
+    """One optimiser step over all parts, and the temperature of its gates."""
+
+    parts: list[RouterPart]
     tau: float
     ids: list[str]
     num_tokens: int
@@ -85,12 +89,24 @@ class RouterRunner:
         self._pad = pad
 
     def step_losses(self, step: RouterStep) -> Iterator[Tensor]:
-        """Mean cross entropy over the answers' tokens, as one term; gradients reach the gates alone."""
-        weight_NLE = self._network(self._states_PLD[step["place_N"]], step["tau"])
-        yield self._losses(step, weight_NLE).mean()
+        """Mean cross entropy over the answers' tokens, a term for each part; gradients reach the gates alone."""
+        num_targets = sum(len(part["target_W"]) for part in step["parts"])
+        for part in step["parts"]:
+            weight_NLE = self._network(self._states_PLD[part["place_N"]], step["tau"])
+            yield self._losses(part, weight_NLE).sum() / num_targets
 
     def step(self, examples: Sequence[Example], places: Sequence[int], tau: float) -> RouterStep:
-        """Tensors of some examples."""
+        """Tensors of some examples, in as few parts as memory allows."""
+        rows = in_parts(len(examples), widest=max(len(e.tokens) for e in examples))
+        return RouterStep(
+            parts=[self.part(examples[some], places[some]) for some in rows],
+            tau=tau,
+            ids=[e.row.id for e in examples],
+            num_tokens=sum(len(e.tokens) for e in examples),
+        )
+
+    def part(self, examples: Sequence[Example], places: Sequence[int]) -> RouterPart:
+        """Tensors of examples that go through the model together."""
         tokens_NS, mask_NS = pad_rows([e.tokens for e in examples], pad=self._pad, left=False)
         width = tokens_NS.shape[1]
         labels = [
@@ -98,15 +114,12 @@ class RouterRunner:
             for row, e in enumerate(examples)
             for at in range(e.target_start, len(e.tokens))
         ]
-        return RouterStep(
+        return RouterPart(
             tokens_NS=tokens_NS,
             mask_NS=mask_NS,
             hidden_at_W=torch.tensor([at for at, _ in labels]),
             target_W=torch.tensor([target for _, target in labels]),
             place_N=torch.tensor(list(places)),
-            tau=tau,
-            ids=[e.row.id for e in examples],
-            num_tokens=sum(len(e.tokens) for e in examples),
         )
 
     @torch.no_grad()
@@ -120,22 +133,21 @@ class RouterRunner:
     def mean_loss(self, examples: Sequence[Example], weight_NLE: Array) -> float:
         """Over all tokens of the answers, under given weights."""
         losses: list[Tensor] = []
-        for first in range(0, len(examples), _EVALUATED_TOGETHER):
-            some = slice(first, first + _EVALUATED_TOGETHER)
-            step = self.step(examples[some], range(len(examples[some])), tau=1.0)
-            on_device = {k: v.to(self._model.device) if isinstance(v, Tensor) else v for k, v in step.items()}
+        for some in in_parts(len(examples), widest=max(len(e.tokens) for e in examples)):
+            part = self.part(examples[some], range(len(examples[some])))
+            on_device = {k: cast(Tensor, v).to(self._model.device) for k, v in part.items()}
             weights = torch.from_numpy(np.ascontiguousarray(weight_NLE[some])).to(self._model.device)
-            losses.append(self._losses(on_device, weights))  # type: ignore[arg-type]
+            losses.append(self._losses(cast(RouterPart, on_device), weights))
         return float(torch.cat(losses).mean())
 
-    def _losses(self, step: RouterStep, weight_NLE: Tensor) -> Tensor:
+    def _losses(self, part: RouterPart, weight_NLE: Tensor) -> Tensor:
         """[W] fp32."""
         self._board.weight_NLE = weight_NLE
-        output = self._model.base_model(input_ids=step["tokens_NS"], attention_mask=step["mask_NS"], use_cache=False)
-        hidden_WD = output.last_hidden_state.flatten(0, 1)[step["hidden_at_W"]]
+        output = self._model.base_model(input_ids=part["tokens_NS"], attention_mask=part["mask_NS"], use_cache=False)
+        hidden_WD = output.last_hidden_state.flatten(0, 1)[part["hidden_at_W"]]
         head: nn.Module = self._model.get_output_embeddings()  # type: ignore[no-untyped-call]
         logits_WV = as_the_model_scales(head(hidden_WD).float(), self._model.config)
-        return functional.cross_entropy(logits_WV, step["target_W"], reduction="none")
+        return functional.cross_entropy(logits_WV, part["target_W"], reduction="none")
 
 
 class RouterSteps(Dataset[RouterStep]):

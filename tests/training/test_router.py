@@ -18,6 +18,7 @@ from server.routing import Decision, LearnedRouter
 from tests.engine.conftest import Recorder, small_config
 from tests.support.routed import ANSWERS, PROMPTS, Routed, make_routed, write_memory
 from tests.support.tiny import publish, write_adapter
+from training import batches
 from training.cli import app
 from training.errors import Diverged, InvalidData, InvalidRun
 from training.gate_network import TrainedGates
@@ -95,6 +96,22 @@ def test_the_same_seed_gives_the_same_router_and_so_does_a_resumed_run(
     assert (tmp_path / "out" / ROUTER_FILE).read_bytes() == (trained.folder / ROUTER_FILE).read_bytes()
 
 
+def test_a_step_in_parts_is_the_step_as_a_whole(
+    routed: Routed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Softmax gates, which draw no noise; long rows would not fit into memory together."""
+    options = RouterOptions(**{**vars(OPTIONS), "gates": "softmax"})
+    whole, parted = Watcher(), Watcher()
+    expected = train(routed, tmp_path / "whole", options, observer=whole)
+    monkeypatch.setattr(batches, "_PART_TOKENS", 50)
+    assert len(batches.in_parts(4, widest=30)) == 4
+    found = train(routed, tmp_path / "parted", options, observer=parted)
+    np.testing.assert_allclose(parted.losses, whole.losses, rtol=1e-3)
+    np.testing.assert_allclose(network_of(found).weight_LED, network_of(expected).weight_LED, atol=1e-3)
+    for key, value in expected.draft.quality.items():
+        assert found.draft.quality[key] == pytest.approx(value, rel=1e-3)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(routed: Routed, tmp_path: Path) -> None:
     with pytest.raises(Diverged):
         train(routed, tmp_path / "out", RouterOptions(**{**vars(OPTIONS), "learning_rate": 1e38, "epochs": 8}))
@@ -112,14 +129,16 @@ def test_what_is_folded_is_what_was_trained() -> None:
             np.testing.assert_allclose(network.folded().weights(prompt.numpy()), wanted, atol=1e-5)
 
 
-async def routed_answer(engine: Engine, router: LearnedRouter, store: ExpertStore, text: str) -> tuple[Decision, str]:
-    prompt = engine._chat.render([{"role": "user", "content": text}])
+async def routed_answer(
+    engine: Engine, chat: ChatFormat, router: LearnedRouter, store: ExpertStore, text: str
+) -> tuple[Decision, str]:
+    prompt = chat.render([{"role": "user", "content": text}])
     plan = router.plan(store.catalog)
     async with await engine.open(prompt, max_new_tokens=8, branches=plan.branches(None)) as session:
         decision = await plan.route(prompt, session, None)
         sampling = Sampling(max_new_tokens=8)
         tokens = [t.token async for t in session.generate(decision.answerer, sampling) if t.finish_reason != "stop"]
-    return decision, str(engine._chat._tokenizer.decode(tokens))
+    return decision, str(chat._tokenizer.decode(tokens))
 
 
 def test_the_published_router_answers_on_the_engine_and_a_new_expert_changes_nothing(
@@ -137,7 +156,7 @@ def test_the_published_router_answers_on_the_engine_and_a_new_expert_changes_not
     texts = [PROMPTS[name].format(number) for number in (20, 21) for name in sorted(ANSWERS)]
 
     async def ask_all() -> list[tuple[Decision, str]]:
-        return await asyncio.gather(*(routed_answer(engine, router, store, text) for text in texts))
+        return await asyncio.gather(*(routed_answer(engine, chat, router, store, text) for text in texts))
 
     try:
         before = asyncio.run(ask_all())
