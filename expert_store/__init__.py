@@ -4,6 +4,7 @@ Knows no HTTP, no engine and no torch.
 """
 
 from expert_store.adapter import (
+    PICKLE_SUFFIXES,
     AdapterInfo,
     BaseSpec,
     complete_manifest,
@@ -78,6 +79,7 @@ __all__ = [
     "GATE_FOLDER",
     "LIVE",
     "MANIFEST_FILE",
+    "PICKLE_SUFFIXES",
     "PROFILE_FILE",
     "ROUTER_FILE",
     "WEIGHTS_FILE",

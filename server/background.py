@@ -71,7 +71,7 @@ def begin_in_background(work: Callable[[], T]) -> "Future[T]":
 
 async def in_background(work: Callable[[], T]) -> T:
     """Runs `work` in a thread and stays until it has ended, even when cancelled: it may be moving files."""
-    task = asyncio.wrap_future(_threads.submit(work))
+    task = asyncio.wrap_future(begin_in_background(work))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

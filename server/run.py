@@ -67,8 +67,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
-        gc.collect()
-        gc.freeze()
+        if self.started:
+            gc.collect()
+            gc.freeze()
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             log.info("ready", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")

@@ -13,13 +13,12 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from expert_store import InvalidAdapter, breathe
+from expert_store import PICKLE_SUFFIXES, InvalidAdapter, breathe
 from server.api.errors import BodyTooLarge, InvalidField, MalformedBody, UnsupportedBody
 from server.background import in_background
 
 MULTIPART = "multipart/form-data"
 _PIECE_BYTES = 1 << 18
-_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 
 @dataclass(frozen=True)
@@ -198,5 +197,5 @@ class _FormReader:
 
 def _refuse_pickle(field: str, file_name: str) -> None:
     for name in (field, file_name):
-        if PurePath(name).suffix.lower() in _PICKLE_SUFFIXES:
+        if PurePath(name).suffix.lower() in PICKLE_SUFFIXES:
             raise InvalidAdapter(name[:80], f"{name[:80]}: pickles are not accepted, only safetensors")

@@ -6,6 +6,7 @@ came of it.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -33,12 +34,7 @@ from server.engine.session import Session
 from server.engine.session_state import SessionState
 from server.engine.step_logits import StepLogits
 from server.engine.types import Branches, EngineObserver, Occupancy, StepStats
-from server.errors import (
-    EngineStopped,
-    NonFiniteLogits,
-    PromptTooLong,
-    RequestTooLarge,
-)
+from server.errors import EngineStopped, NonFiniteLogits, PromptTooLong, RequestTooLarge
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt
 from server.model.native import Kernels, applies_to, load_kernels
@@ -104,8 +100,7 @@ class Engine:
         self._outbox = Outbox()
         self._awake = threading.Condition()
         self._stopping = False
-        self._stepping = False
-        self._stepped = -_PAUSE_SECONDS  # when the last step ended
+        self._computes_until = -math.inf
         self._failure: BaseException | None = None
         self._occupancy: Occupancy | None = None
         self._waiting: deque[SessionState] = deque()
@@ -129,7 +124,7 @@ class Engine:
     @property
     def computing(self) -> bool:
         """Whether a step runs, or ran a moment ago; may be asked from any thread."""
-        return self._stepping or time.perf_counter() - self._stepped < _PAUSE_SECONDS
+        return time.perf_counter() < self._computes_until
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -302,7 +297,7 @@ class Engine:
 
     def _step(self, plan: StepPlan) -> None:
         started = time.perf_counter()
-        self._stepping = True
+        self._computes_until = math.inf
         for segment in plan.segments:
             self.blocks.grow(segment.sequence.table, segment.end)
         logits = self._runner.run(plan)
@@ -314,8 +309,9 @@ class Engine:
             self._prefix.remember(sequence)
         self._count(plan)
         self._deal_out(StepLogits.of(plan.segments, logits))
-        self._stepping, self._stepped = False, time.perf_counter()
-        self._observer.on_step(self._stats(plan, self._stepped - started))
+        ended = time.perf_counter()
+        self._computes_until = ended + _PAUSE_SECONDS
+        self._observer.on_step(self._stats(plan, ended - started))
 
     def _count(self, plan: StepPlan) -> None:
         computed = {id(s.sequence): 0 for s in plan.segments}
@@ -402,7 +398,7 @@ class Engine:
             self._observer.on_occupancy(occupancy)
 
     def _fail_everything(self) -> None:
-        self._stepping = False
+        self._computes_until = -math.inf
         error = EngineStopped("the engine has stopped: restart the server and see its log for the cause")
         while self._inbox:
             self._inbox.popleft()()

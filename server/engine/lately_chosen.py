@@ -8,7 +8,7 @@ _CHOICES = 24  # who is chosen more seldom costs more while asked than the step 
 
 
 class LatelyChosen:
-    """Remembers the last choices, and names at most `most` experts. A guess at who will be chosen next: right or wrong,
+    """Remembers the last choices, of at most `most` experts. A guess at who will be chosen next: right or wrong,
     the choice is the same."""
 
     def __init__(self, most: int) -> None:
@@ -24,4 +24,4 @@ class LatelyChosen:
         if len(digests) <= self._most and len(self._digests) < _CHOICES:
             return frozenset(digests)
         last_first = dict.fromkeys(reversed(self._digests))
-        return frozenset(islice((digest for digest in last_first if digest in digests), self._most))
+        return frozenset(islice(last_first, self._most)).intersection(digests)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,8 @@ def test_what_safetensors_writes_is_read(tmp_path: Path) -> None:
     expected = adapter_tensors()
     assert {tensor.key: tensor.shape for tensor in tensors} == {key: value.shape for key, value in expected.items()}
     check_finite(folder / "adapter_model.safetensors", tensors)
-    assert has_effect(folder / "adapter_model.safetensors", pairwise(tensors))
+    found = {tensor.key for tensor in tensors if has_effect(folder / "adapter_model.safetensors", [(tensor, tensor)])}
+    assert found == expected.keys()
 
 
 def test_padding_metadata_and_odd_offsets_are_read(path: Path) -> None:
@@ -143,7 +144,7 @@ def test_padding_metadata_and_odd_offsets_are_read(path: Path) -> None:
     tensors = read_header(path)
     assert [(tensor.key, tensor.num_values) for tensor in tensors] == [("a", 2), ("b", 0)]
     check_finite(path, tensors)
-    assert not has_effect(path, [(tensors[0], tensors[0]), (tensors[1], tensors[1])])
+    assert not has_effect(path, ((tensor, tensor) for tensor in tensors))
 
 
 def test_every_number_is_looked_at_whatever_its_format_and_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,8 +158,12 @@ def test_the_published_router_answers_on_the_engine_and_a_new_expert_changes_not
     async def ask_all() -> list[tuple[Decision, str]]:
         return await asyncio.gather(*(routed_answer(engine, chat, router, store, text) for text in texts))
 
+    async def ask_in_turn() -> list[Decision]:
+        """Each alone in its batch, so that the same question gets the same numbers to the last bit."""
+        return [(await routed_answer(engine, chat, router, store, text))[0] for text in texts]
+
     try:
-        before = asyncio.run(ask_all())
+        before, in_turn = asyncio.run(ask_all()), asyncio.run(ask_in_turn())
         tokens = [chat.render([{"role": "user", "content": text}]).tokens for text in texts]
         states = mean_states(reference.model, tokens).numpy()
         for (decision, answer), name, states_LD in zip(before, sorted(ANSWERS) * 2, states, strict=True):
@@ -173,12 +177,7 @@ def test_the_published_router_answers_on_the_engine_and_a_new_expert_changes_not
         publish(store, reference, adapter, "late", indicators=False)
         after = asyncio.run(ask_all())
         assert [answer for _, answer in after] == [answer for _, answer in before]
-        for (decision, _), (earlier, _) in zip(after, before, strict=True):
-            mixture, expected = decision.answerer, earlier.answerer
-            assert isinstance(mixture, OutputMixture)
-            assert isinstance(expected, OutputMixture)
-            assert mixture.experts == expected.experts, "its gate is closed"
-            np.testing.assert_allclose(mixture.layer_weights, expected.layer_weights, atol=1e-4)  # batches differ
+        assert [d.answerer for d in asyncio.run(ask_in_turn())] == [d.answerer for d in in_turn], "its gate is closed"
     finally:
         engine.stop()
     engine.check_integrity()
