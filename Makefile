@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-HOST ?= 127.0.0.1
-PORT ?= 8000
+# Only `make serve HOST=... PORT=...` itself: the environment's HOST is often the machine's name, and RELAY_* are settings.
+given = $(if $(filter command,$(origin $(2))),$(1) $($(2)))
 
 .PHONY: install serve test test-slow check-stack check bench demo-experts format clean
 
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 serve: install
-	$(BIN)/relay serve --host $(HOST) --port $(PORT)
+	$(BIN)/relay serve $(call given,--host,HOST) $(call given,--port,PORT)
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

@@ -13,7 +13,7 @@ from expert_store.adapter import (
     read_scaling,
 )
 from expert_store.breath import breathe, breathe_by
-from expert_store.catalog import LIVE, Catalog, Expert, ExpertVersion
+from expert_store.catalog import CANDIDATE, LIVE, Catalog, Expert, ExpertVersion
 from expert_store.centroid import (
     BASE_ALIAS,
     CENTROID_FILE,
@@ -39,6 +39,7 @@ from expert_store.errors import (
     UnknownExpert,
     UnknownVersion,
     VersionInUse,
+    shown,
 )
 from expert_store.integrity import Problem, verify_store
 from expert_store.layout import MANIFEST_FILE
@@ -73,6 +74,7 @@ from expert_store.weights import WEIGHTS_FILE, read_header
 __all__ = [
     "ADAPTER_FILES",
     "BASE_ALIAS",
+    "CANDIDATE",
     "CENTROID_FILE",
     "CONFIG_FILE",
     "GATE_FILES",
@@ -141,5 +143,6 @@ __all__ = [
     "read_header",
     "read_profile",
     "read_scaling",
+    "shown",
     "verify_store",
 ]

@@ -15,6 +15,7 @@ from expert_store.profile import Profile
 from expert_store.weights import WEIGHTS_FILE
 
 LIVE = "live"
+CANDIDATE = "candidate:"  # begins the digest of what is not published yet
 _DIGITS = re.compile(r"[0-9]+")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -66,6 +67,11 @@ class ExpertVersion:
     def adapter_digest(self) -> str:
         """The same for all versions that hold this very adapter."""
         return adapter_digest({name: self.manifest.files[name].sha256 for name in ADAPTER_FILES})
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it is still being checked: what is wrong with its files is then for the sender to mend."""
+        return self.digest.startswith(CANDIDATE)
 
     @property
     def self_selecting(self) -> bool:

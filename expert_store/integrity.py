@@ -1,6 +1,8 @@
-"""Holds what lies on disk against what was published, byte by byte. Changes nothing and needs no opened store."""
+"""Holds what lies on disk against what was published, byte by byte. Changes nothing and needs no opened store: also
+one that may only be read."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +19,7 @@ from expert_store.records import CatalogRecord, parse_record
 from expert_store.trained_router import read_router
 
 T = TypeVar("T")
+LOCK_FILE = "catalog.lock"
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,11 @@ class Problem:
     message: str
 
 
-def verify_store(root: Path) -> list[Problem]:
+def verify_store(root: Path, *, say: Callable[[str], None] = lambda _: None) -> list[Problem]:
     """Re-digests every file of every version under `root`; works on stores too damaged to be opened.
 
-    Versions that are deleted meanwhile are left out. Raises StoreBusy.
+    Versions that are deleted meanwhile are left out. `say` is told where the lock is not there or not ours to take, as
+    on a copy or a read-only mount, and so was done without. Raises StoreBusy.
     """
     layout = Layout(root.resolve())
     try:
@@ -45,7 +49,7 @@ def verify_store(root: Path) -> list[Problem]:
         for version, digest in sorted(expert.versions.items())
         for problem in _check_version(layout, name, version, digest)
     ]
-    with write_lock(layout):
+    with _lock_if_possible(layout, say):
         current = read_record(layout)
         found += [
             Problem(None, path, "is in no catalog: open the store to sweep it") for path in orphans(layout, current)
@@ -56,6 +60,20 @@ def verify_store(root: Path) -> list[Problem]:
         found.append(Problem(None, error.path, error.message))
     still_there = {f"{name}@{version}" for name, e in current.experts.items() for version in e.versions}
     return [problem for problem in found if problem.ref is None or problem.ref in still_there]
+
+
+def _lock_if_possible(layout: Layout, say: Callable[[str], None]) -> AbstractContextManager[None]:
+    """The write lock, where taking it makes no file."""
+    path = layout.root / LOCK_FILE
+    try:
+        path.open("r+b").close()
+    except OSError as error:
+        say(
+            f"{path} cannot be locked ({error.strerror}): checked without it, so what another process is publishing "
+            "just now may be shown as in no catalog"
+        )
+        return nullcontext()
+    return write_lock(layout)
 
 
 def read_record(layout: Layout) -> CatalogRecord:
@@ -105,8 +123,16 @@ def _read_beside(path: Path, files: Mapping[str, FileRecord], parse: Callable[[b
 def orphans(layout: Layout, record: CatalogRecord) -> Iterator[Path]:
     """Version folders that neither the catalog nor a living process wants. Call under the write lock."""
     for name, version, folder in layout.version_folders():
-        if not record.has(name, version) and not is_claimed(layout, kept_label(name, version)):
+        if not record.has(name, version) and not _may_be_claimed(layout, kept_label(name, version)):
             yield folder
+
+
+def _may_be_claimed(layout: Layout, label: str) -> bool:
+    """A claim that cannot be opened cannot be told from one that is held."""
+    try:
+        return is_claimed(layout, label)
+    except OSError:
+        return True
 
 
 def _read_manifest(data: bytes, path: Path, ref: str) -> Manifest:

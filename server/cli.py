@@ -161,7 +161,7 @@ def verify(store: Store = None) -> None:
         root = load_settings({} if store is None else {"store": store}).store
         if not root.is_dir():
             raise client.ClientError(f"{root} is not there: name the store's folder with --store or RELAY_STORE")
-        found = verify_store(root)
+        found = verify_store(root, say=_say)
     if found:
         _console.print(show.problems(found))
         raise typer.Exit(1)
@@ -187,8 +187,19 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except (RelayError, StoreError) as error:
-        _errors.print(error.message, style="red", markup=False, highlight=False, soft_wrap=True)
+        _say(error.message, style="red")
         raise typer.Exit(1) from error
+    except BrokenPipeError:  # whoever reads the output has enough: typer ends the command without a word
+        raise
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        _say(f"{where}{error.strerror or error}", style="red")
+        raise typer.Exit(1) from error
+
+
+def _say(message: str, style: str | None = None) -> None:
+    """One line beside the output proper."""
+    _errors.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print(answer: dict[str, Any], table: Callable[[Mapping[str, Any]], RenderableType], *, as_json: bool) -> None:

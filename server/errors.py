@@ -43,9 +43,10 @@ class InvalidRequest(RelayError):
 class PromptTooLong(InvalidRequest):
     """The prompt and the tokens asked for do not fit into the model's context."""
 
-    def __init__(self, *, prompt_tokens: int, max_new_tokens: int, limit: int) -> None:
+    def __init__(self, *, prompt_tokens: int, max_new_tokens: int, limit: int, accept_tokens: int = 0) -> None:
+        accept = f", {accept_tokens} stand between them for the expert to accept with" if accept_tokens else ""
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and {max_new_tokens} new ones were asked for, "
+            f"the prompt has {prompt_tokens} tokens and {max_new_tokens} new ones were asked for{accept}, "
             f"but the context holds {limit}: shorten the prompt or lower max_new_tokens",
             param="prompt",
         )

@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import jinja2
 import structlog
 
 from expert_store import (
+    CANDIDATE,
     GATE_FILES,
     GATE_FOLDER,
     PROFILE_FILE,
@@ -34,6 +36,7 @@ from expert_store import (
     complete_manifest,
     inspect_adapter,
     read_profile,
+    shown,
 )
 from server.background import begin_in_background, in_background
 from server.centroids import Centroids
@@ -117,6 +120,7 @@ class Registry:
         engine: EffectEngine,
         pins: Pins,
         metrics: Metrics,
+        num_tokens: int,
         max_rank: int,
         expert_memory_bytes: int,
     ) -> None:
@@ -128,6 +132,7 @@ class Registry:
         self._engine = engine
         self._pins = pins
         self._metrics = metrics
+        self._num_tokens = num_tokens
         self._max_rank = max_rank
         self._expert_memory_bytes = expert_memory_bytes
         self._num_running = 0
@@ -171,6 +176,8 @@ class Registry:
         parts = _parts(candidate)
         checks.extend(self._check_size(part) for part in parts)
         checks.append(self._check_base(draft))
+        for part in parts:
+            self._check_invocation(part)
         checks.append(await in_background(lambda: self._provide_profile(staged, draft)))
         said = await self._centroids.provide(staged.folder, draft.samples, name=wanted, catalog=self._store.catalog)
         checks.append(Check("centroid", True, said))
@@ -239,6 +246,17 @@ class Registry:
             )
         return Check("base", True, f"trained on the base this server runs, {self._spec.fingerprint}")
 
+    def _check_invocation(self, part: _Part) -> None:
+        """That the base can read what wakes the expert up."""
+        unknown = [token for token in part.version.invocation_tokens or () if token >= self._num_tokens]
+        if unknown:
+            key = part.path("alora_invocation_tokens")
+            raise InvalidAdapter(
+                key,
+                f"{key}: this base has embeddings for tokens up to {self._num_tokens - 1}, not for {unknown[0]}: the "
+                "expert was trained with an extended tokenizer; train it with this base's",
+            )
+
     def _check_selection(self, part: _Part) -> list[Check]:
         """That what the chain asks can be asked with this base's tokens and chat template."""
         asked = part.version
@@ -248,7 +266,8 @@ class Registry:
         told_apart = Check("indicators", True, f"accept and reject differ in token {tokens.shared_length + 1}")
         if asked.invocation_tokens is None:
             return [told_apart]
-        prompt = (*self._chat.generation_prompt, *tokens.shared)
+        rendered = self._rendered("x", field="indicators")
+        prompt = (*rendered.tokens[rendered.body_length :], *tokens.shared)
         start = activation_start(prompt, asked.invocation_tokens)
         if start is None:
             key = part.path("alora_invocation_tokens")
@@ -277,7 +296,7 @@ class Registry:
             return Check("profile", True, f"it came with one, of {self._feature.name}")
         if not draft.samples:
             return Check("profile", True, "neither profile nor samples, so a shortlist never leaves it out")
-        profile = self._feature.profile(self._rendered(sample).tokens for sample in draft.samples)
+        profile = self._feature.profile(self._rendered(sample, field="samples").tokens for sample in draft.samples)
         path.write_bytes(profile.to_bytes())
         return Check("profile", True, f"made from {len(draft.samples)} samples, of {self._feature.name}")
 
@@ -290,8 +309,15 @@ class Registry:
         if len(profile.vector_D) != self._feature.width:
             raise _no_profile(f"it has {len(profile.vector_D)} values, this base's have {self._feature.width}")
 
-    def _rendered(self, text: str) -> Prompt:
-        return self._chat.render([{"role": "user", "content": text}])
+    def _rendered(self, text: str, *, field: str) -> Prompt:
+        try:
+            return self._chat.render([{"role": "user", "content": text}])
+        except jinja2.TemplateError as error:
+            raise InvalidManifest(
+                field,
+                f"{field}: the base model's chat template refuses {shown(text)} as a user's only message ({error}): "
+                f"leave {field} out, or start the server with another --chat-template",
+            ) from error
 
     async def _check_effect(self, part: _Part) -> Check:
         effect = await self._engine.measure_effect(part.version, self._sample_prompt(part.version))
@@ -310,7 +336,11 @@ class Registry:
         Every weight has its part in a few tokens already, and those who are being answered wait for each of them.
         """
         samples = candidate.manifest.samples
-        prompt = self._rendered(samples[0] if samples else _SAMPLE)
+        text = samples[0] if samples else _SAMPLE
+        try:
+            prompt = self._chat.render([{"role": "user", "content": text}])
+        except jinja2.TemplateError:  # any tokens will do
+            prompt = Prompt(self._chat.encode(text), body_length=0)
         tokens, invocation = prompt.tokens, candidate.invocation_tokens or ()
         start = activation_start(tokens, invocation) if invocation else None
         if invocation and start is None:
@@ -379,7 +409,7 @@ def _candidate(staged: Staged, draft: ManifestDraft, info: AdapterInfo, name: st
     weights = [WEIGHTS_FILE, *GATE_FILES] if info.gate is not None else [WEIGHTS_FILE]
     files = {name: staged.record(name) for name in weights}
     manifest = complete_manifest(draft, info, name=name, version=1, files=files)
-    return ExpertVersion(manifest, f"candidate:{uuid.uuid4().hex}", staged.folder)
+    return ExpertVersion(manifest, f"{CANDIDATE}{uuid.uuid4().hex}", staged.folder)
 
 
 def _no_profile(reason: str) -> InvalidAdapter:

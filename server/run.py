@@ -1,7 +1,9 @@
 """Runs the application under uvicorn: socket, signals, startup errors. Knows no routes and builds no collaborators."""
 
+import errno
 import gc
 import logging
+import os
 import socket
 from contextlib import suppress
 
@@ -59,14 +61,20 @@ def _reason(app: FastAPI) -> RelayError | StoreError:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does.
+    """Says where it listens once it does. Raises StartupFailed where it cannot.
 
     What was loaded until then stays, so the garbage collector need not look through it again: that took a quarter of a
     second, in which nobody got a token.
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
+        try:
+            await super().startup(sockets=sockets)
+            if self.started and sockets and sockets[0].fileno() < 0:  # uvloop closes it and raises nothing
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        except OSError as error:  # another server bound the port as well, and listened first
+            await self.lifespan.shutdown()
+            raise _cannot_listen(self.config.host, self.config.port, error) from error
         if self.started:
             gc.collect()
             gc.freeze()
@@ -94,7 +102,9 @@ def _bind(settings: Settings) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise StartupFailed(
-            f"{settings.host}:{settings.port} cannot be listened on ({error}): choose another --host or --port"
-        ) from error
+        raise _cannot_listen(settings.host, settings.port, error) from error
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> StartupFailed:
+    return StartupFailed(f"{host}:{port} cannot be listened on ({error}): choose another --host or --port")

@@ -8,7 +8,7 @@ cancellation.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -70,9 +70,7 @@ class PromptFormat(Protocol):
 
     def render(self, messages: Sequence[Message]) -> Prompt: ...
 
-    def raw(
-        self, prompt: str | Sequence[int], invocations: Iterable[tuple[Sequence[int], Sequence[int]]]
-    ) -> Prompt: ...
+    def raw(self, prompt: str | Sequence[int]) -> Prompt: ...
 
     def indicator_tokens(self, indicators: Indicators) -> IndicatorTokens: ...
 
@@ -213,7 +211,7 @@ class Service:
         with self._admission.permit():
             case = self._case(query)
             with self._pins.hold([*case.readable, *case.shadows.readable]) as hold:
-                prompt = await self._render(query, case.readable)
+                prompt = await self._render(query, [*case.readable, *case.shadows.readable])
                 trace.prompt_tokens = len(prompt.tokens)
                 case = await self._shortlisted(case, query.shortlist, prompt)
                 with self._activity.waiting.join(case.named.name if case.named else None):
@@ -256,13 +254,17 @@ class Service:
         """In a thread, since a long prompt takes a while to tokenise."""
         try:
             if isinstance(query.prompt, RawPrompt):
-                invocations = {self._invocation(v.asked_as) for v in readable if v.asked_as.kind == "alora"}
-                return await asyncio.to_thread(self._chat.raw, query.prompt.content, invocations)
-            return await asyncio.to_thread(self._chat.render, query.prompt)
+                prompt = await asyncio.to_thread(self._chat.raw, query.prompt.content)
+            else:
+                prompt = await asyncio.to_thread(self._chat.render, query.prompt)
         except jinja2.TemplateError as error:
             raise InvalidRequest(
                 f"the base model's chat template refuses these messages: {error}", param="messages"
             ) from error
+        asked = [version.asked_as for version in readable]
+        return prompt.shared_before(
+            {self._invocation(one) for one in asked if one.kind == "alora" and one.self_selecting}
+        )
 
     def _invocation(self, expert: ExpertVersion) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What wakes an activated expert up, and the tokens that stand behind the prompt it is asked."""

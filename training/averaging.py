@@ -3,15 +3,21 @@
 theta <- (1 - beta) * theta + beta * theta_o      after every p * T of T steps, and once at the end
 """
 
+import math
+
 import torch
 from peft import PeftModel
 from torch import nn
 
 
 def averaging_steps(num_steps: int, share: float) -> frozenset[int]:
-    """After which of `num_steps` steps to average: every `share` of them, at least one apart, and after the last."""
+    """After which of `num_steps` steps to average: every `share` of them, at least one apart, and after the last.
+
+    No more often than `share` says, where rounding has brought the steps nearer to one another.
+    """
     apart = max(1, round(share * num_steps))
-    return frozenset(range(apart, num_steps, apart)) | {num_steps}
+    before_the_last = math.ceil(1 / share - 1e-9) - 1
+    return frozenset(range(apart, num_steps, apart)[:before_the_last]) | {num_steps}
 
 
 class Averaging:

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypedDict
+from typing import TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +34,15 @@ class Part(TypedDict):
     weight_L: Tensor
 
 
+AnyPart = TypeVar("AnyPart")
+
+
+def on_device(part: AnyPart, device: torch.device) -> AnyPart:
+    """A part, of whatever kind, with its tensors on the device of the model it is for."""
+    tensors = cast(dict[str, Tensor], part)
+    return cast(AnyPart, {name: tensor.to(device) for name, tensor in tensors.items()})
+
+
 class Step(TypedDict):
     """One optimiser step; the loss is the sum of weight_L * cross entropy over all parts."""
 
@@ -53,14 +62,15 @@ def plan_steps(
 ) -> list[StepRows]:
     """Every step of the whole run, a pure function of its arguments, so that a resumed run continues exactly.
 
-    Every epoch uses every row once; accepted and rejected rows are spread evenly over the steps.
+    Every epoch uses every row once; accepted and rejected rows are spread evenly over the steps. With a batch size of
+    one some steps would come out without a row; they are left out.
     """
     num_steps = max(1, round((len(accepted) + len(rejected)) / batch_size))
     plan: list[StepRows] = []
     for epoch in range(epochs):
         rng = random.Random(f"plan {seed} {epoch}")
         left, right = (_chunks(rows, num_steps, rng) for rows in (accepted, rejected))
-        plan += [StepRows(a, b) for a, b in zip(left, right, strict=True)]
+        plan += [StepRows(a, b) for a, b in zip(left, right, strict=True) if a or b]
     return plan
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,12 @@ class Example:
     accepts: bool
 
 
+def split_lines(text: str) -> list[str]:
+    """At "\\n" alone: a JSON string may hold U+2028, U+2029 and U+0085, where str.splitlines would break it."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_rows(path: Path, *, answers: bool) -> DataFile:
     """Reads JSON lines {"id", "input", "output", optionally "definition"}; other columns are left alone.
 
@@ -52,7 +58,7 @@ def read_rows(path: Path, *, answers: bool) -> DataFile:
     line at fault.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = split_lines(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidData(path, [(None, f"cannot be read as UTF-8 text: {error}")]) from error
     rows: list[Row] = []
@@ -113,6 +119,18 @@ def refuse_contradictions(own: DataFile, negatives: Sequence[DataFile]) -> None:
         ]
         if problems:
             raise InvalidData(file.path, problems)
+
+
+def refuse_seen(held_out: DataFile, trained: Sequence[DataFile]) -> None:
+    """An input that is trained on measures nothing. Raises InvalidData with every such row."""
+    seen = {row.input: f"{file.path} line {row.line}" for file in trained for row in file.rows}
+    problems: list[tuple[int | None, str]] = [
+        (row.line, f"the same input is trained on in {seen[row.input]}: remove it from one of the two")
+        for row in held_out.rows
+        if row.input in seen
+    ]
+    if problems:
+        raise InvalidData(held_out.path, problems)
 
 
 class Encoder:
@@ -180,3 +198,8 @@ def digest_files(paths: Iterable[Path]) -> str:
         digest.update(f"{len(content)}\n".encode())
         digest.update(content)
     return "sha256:" + digest.hexdigest()
+
+
+def digest_roles(roles: Mapping[str, Iterable[Path]]) -> dict[str, list[str]]:
+    """Of each file by itself, under what it is for: the same files in other roles are other data."""
+    return {role: [digest_files([path]) for path in paths] for role, paths in roles.items()}

@@ -9,7 +9,6 @@ Each of the C + 1 adapters and each chunk of features is a piece of its own, whi
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from training.clusters import Clustering, Clusters, cluster_rows
 from training.data import DataFile, Example, digest_files
 from training.errors import InvalidRun
 from training.features import compute_features
-from training.output import CHECKPOINTS, save_adapter
+from training.output import CHECKPOINTS, remove_checkpoints, save_adapter
 from training.progress import RunObserver
 from training.selection import About, refuse_unknown_targets
 from training.suffix import SuffixRunner
@@ -289,7 +288,7 @@ def tune_adapter(
         checkpoints.mkdir(parents=True, exist_ok=True)
         tune(model, SuffixRunner(model), steps, tuning, checkpoints=checkpoints, resume=True, observer=observer)
         save_adapter(model, base, folder, invocation_tokens=None)
-        shutil.rmtree(checkpoints)
+        remove_checkpoints(checkpoints)
     finally:
         model.unload()
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
 
 SHOWN_PROBLEMS = 20
 
@@ -24,6 +27,11 @@ class InvalidData(TrainingError):
         super().__init__(f"{path}: nothing was trained\n  " + "\n  ".join(lines))
         self.path = path
         self.problems = tuple(problems)
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made again of what it was made of, in the process that a unit's failure comes back to."""
+        return type(self), (self.path, self.problems)
 
 
 class InvalidRun(TrainingError):

@@ -26,9 +26,9 @@ from expert_store import (
 )
 from server.model.base import Base
 from server.model.chat import ChatFormat
-from training.data import digest_files
+from training.data import digest_roles
 from training.errors import InvalidRun
-from training.output import open_folder, save_adapter
+from training.output import open_folder, remove_checkpoints, save_adapter
 from training.progress import RunObserver
 from training.selection import (
     About,
@@ -116,7 +116,7 @@ def train_gate(
     tokens = chat.indicator_tokens(indicators)
     refuse_unknown_targets(base, options.targets)
     examples = encode(base, chat, tokens, data, options)
-    identity = {"base": base.spec.fingerprint, "data": digest_files(data.paths), "options": asdict(options)}
+    identity = {"base": base.spec.fingerprint, "data": digest_roles(data.roles), "options": asdict(options)}
     checkpoints = open_folder(out, identity | {"expert": parent.sha256}, resume=resume)
 
     fitted = fit(
@@ -130,7 +130,7 @@ def train_gate(
     save_profile(base, chat, examples, out)
     draft = _draft(base, parent, data, examples, options, about, indicators, fitted)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
-    shutil.rmtree(checkpoints)
+    remove_checkpoints(checkpoints)
     return Trained(out, fitted.calibration, None, (gate / WEIGHTS_FILE).stat().st_size)
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from expert_store import Gates
 from server.model.gates import Array, GateNetwork
-from training.batches import in_parts, pad_rows
+from training.batches import in_parts, on_device, pad_rows
 from training.composed import Board
 from training.data import Example
 from training.suffix import as_the_model_scales
@@ -134,10 +134,9 @@ class RouterRunner:
         """Over all tokens of the answers, under given weights."""
         losses: list[Tensor] = []
         for some in in_parts(len(examples), widest=max(len(e.tokens) for e in examples)):
-            part = self.part(examples[some], range(len(examples[some])))
-            on_device = {k: cast(Tensor, v).to(self._model.device) for k, v in part.items()}
+            part = on_device(self.part(examples[some], range(len(examples[some]))), self._model.device)
             weights = torch.from_numpy(np.ascontiguousarray(weight_NLE[some])).to(self._model.device)
-            losses.append(self._losses(cast(RouterPart, on_device), weights))
+            losses.append(self._losses(part, weights))
         return float(torch.cat(losses).mean())
 
     def _losses(self, part: RouterPart, weight_NLE: Tensor) -> Tensor:

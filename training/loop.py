@@ -1,6 +1,8 @@
 """Walks through a plan of steps with transformers' Trainer, resumably. Knows no recipe and no data files."""
 
+import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from typing_extensions import override
 
 from training.batches import Step
@@ -76,8 +77,26 @@ def run_plan(
     trainer = _PlanTrainer(model, runner, steps, options, checkpoints, observer)
     if after_step is not None:
         trainer.add_callback(_AfterStep(after_step))
-    last = get_last_checkpoint(str(checkpoints)) if resume else None  # type: ignore[no-untyped-call]
-    trainer.train(resume_from_checkpoint=last)
+    last = _last_complete(checkpoints) if resume else None
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+
+
+def _last_complete(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; what came after it, cut off while written, is removed."""
+    for folder in sorted(checkpoints.glob("checkpoint-*"), key=lambda f: int(f.name.rpartition("-")[2]), reverse=True):
+        if _is_complete(folder):
+            return folder
+        shutil.rmtree(folder)
+    return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether its state can be read, which the Trainer writes last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 class _PlanTrainer(Trainer):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from expert_store import ExpertVersion
 from server.model.chat import ChatFormat
-from training.data import DataFile, Example, Row, read_rows
+from training.data import DataFile, Example, Row, read_rows, split_lines
 from training.errors import InvalidData, InvalidRun
 
 
@@ -25,7 +25,7 @@ class Memory:
 def read_memory(path: Path, names: Sequence[str]) -> Memory:
     """`names` are the experts in the router's order. Raises InvalidData with every line at fault."""
     file = read_rows(path, answers=True)
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = split_lines(path.read_text(encoding="utf-8"))
     expert_of: dict[str, int] = {}
     problems: list[tuple[int | None, str]] = []
     for row in file.rows:

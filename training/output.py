@@ -40,6 +40,14 @@ def open_folder(out: Path, identity: dict[str, Any], *, resume: bool) -> Path:
     return checkpoints
 
 
+def remove_checkpoints(checkpoints: Path) -> None:
+    """Renamed first, so that no later run takes up what is half removed."""
+    removing = checkpoints.with_suffix(".removing")
+    shutil.rmtree(removing, ignore_errors=True)
+    os.replace(checkpoints, removing)
+    shutil.rmtree(removing)
+
+
 def save_adapter(model: PeftModel, base: Base, folder: Path, *, invocation_tokens: Sequence[int] | None) -> None:
     """PEFT's two files in `folder`, in bf16; with invocation tokens as an activated LoRA."""
     config = cast(LoraConfig, model.peft_config["default"])

@@ -24,7 +24,9 @@ class Penalised:
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._origin = {name: p.detach().clone() for name, p in self._trained.items()}
         self._strength = strength
-        self._importance = importance
+        self._importance = None
+        if importance is not None:
+            self._importance = {name: importance[name].to(p.device) for name, p in self._trained.items()}
 
     def step_losses(self, step: Step) -> Iterator[Tensor]:
         yield from self._loss.step_losses(step)

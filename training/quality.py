@@ -33,7 +33,7 @@ def examine(
     """One verdict an example, in their order; prompt and target go through the model once."""
     verdicts: dict[int, Verdict] = {}
     for batch in _batches(examples):
-        part = collator.part([examples[i] for i in batch])
+        part = runner.on_device(collator.part([examples[i] for i in batch]))
         logits_LV = runner.label_logits(part)
         right_L = logits_LV.argmax(dim=1) == part["target_L"]
         margin_L = logits_LV[:, indicators.accept_token] - logits_LV[:, indicators.reject_token]

@@ -8,7 +8,6 @@ of the state that enters layer l in the base, computed once; tau falls evenly fr
 while training, which is folded into W and b afterwards; softmax gates have neither noise nor tau. Knows no terminal.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,12 +29,12 @@ from server.model.base import Base
 from server.model.chat import ChatFormat
 from server.model.states import mean_states
 from training.composed import Board, compose
-from training.data import Example, digest_files, split_holdout
+from training.data import Example, digest_files, digest_roles, refuse_seen, split_holdout
 from training.errors import InvalidRun
 from training.gate_network import RouterRunner, RouterSteps, TrainedGates
 from training.loop import LoopOptions, run_plan
 from training.memory import Memory, MemoryEncoder, read_memory, refuse_silent_experts
-from training.output import open_folder
+from training.output import open_folder, remove_checkpoints
 from training.progress import RunObserver
 
 
@@ -64,8 +63,16 @@ class RouterData:
     held_out: Memory | None
 
     @property
+    def roles(self) -> dict[str, list[Path]]:
+        """The files by what they are for."""
+        return {
+            "memory": [self.memory.file.path],
+            "held_out": [] if self.held_out is None else [self.held_out.file.path],
+        }
+
+    @property
     def paths(self) -> list[Path]:
-        return [memory.file.path for memory in (self.memory, self.held_out) if memory is not None]
+        return [path for paths in self.roles.values() for path in paths]
 
     @property
     def measured(self) -> Memory:
@@ -107,7 +114,10 @@ def read_router_data(experts: tuple[ExpertVersion, ...], memory: Path, held_out:
     names = [expert.name for expert in experts]
     rows = read_memory(memory, names)
     refuse_silent_experts(rows, names)
-    return RouterData(experts, rows, read_memory(held_out, names) if held_out else None)
+    measured = read_memory(held_out, names) if held_out else None
+    if measured is not None:
+        refuse_seen(measured.file, [rows.file])
+    return RouterData(experts, rows, measured)
 
 
 def train_router(
@@ -128,7 +138,7 @@ def train_router(
     kept, held_out = _examples(base, data, options)
     identity = {
         "base": base.spec.fingerprint,
-        "data": digest_files(data.paths),
+        "data": digest_roles(data.roles),
         "experts": [expert.digest for expert in data.experts],
         "options": asdict(options),
     }
@@ -150,7 +160,7 @@ def train_router(
     draft = _draft(base, data, options, command, num_rows=len(kept), network=network, quality=quality)
     (out / ROUTER_FILE).write_bytes(network.folded().to_bytes())
     (out / MANIFEST_FILE).write_text(draft.model_dump_json(indent=2) + "\n")
-    shutil.rmtree(checkpoints)
+    remove_checkpoints(checkpoints)
     return TrainedRouter(out, draft)
 
 

@@ -8,7 +8,6 @@ Choices of ours: the deciding token is weighed apart from the other target token
 in the data's proportion; an expert may be an activated one, which leaves the prompt's keys and values to the base.
 """
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,9 +15,9 @@ from typing import Literal
 from expert_store import MANIFEST_FILE, WEIGHTS_FILE, Indicators, ManifestDraft
 from server.model.base import Base
 from server.model.chat import ChatFormat
-from training.data import digest_files
+from training.data import digest_roles
 from training.errors import InvalidRun
-from training.output import open_folder, save_adapter
+from training.output import open_folder, remove_checkpoints, save_adapter
 from training.progress import RunObserver
 from training.selection import (
     About,
@@ -71,7 +70,7 @@ def train_see(
         raise InvalidRun("--wake indicator: only activated experts wake up, so it needs --kind alora")
     examples = encode(base, chat, tokens, data, options)
     origin = None if start is None else weights_digest(start)
-    identity = {"base": base.spec.fingerprint, "data": digest_files(data.paths), "options": asdict(options)}
+    identity = {"base": base.spec.fingerprint, "data": digest_roles(data.roles), "options": asdict(options)}
     checkpoints = open_folder(out, identity | {"start": origin}, resume=resume)
 
     fitted = fit(
@@ -90,7 +89,7 @@ def train_see(
     save_profile(base, chat, examples, out)
     draft = _draft(base, data, examples, options, about, indicators, fitted, origin)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
-    shutil.rmtree(checkpoints)
+    remove_checkpoints(checkpoints)
     return Trained(out, fitted.calibration, fitted.exact_match, (out / WEIGHTS_FILE).stat().st_size)
 
 

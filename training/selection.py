@@ -22,7 +22,16 @@ from server.model.feature import PromptFeature
 from training.averaging import Averaging
 from training.batches import Collator, StepDataset, plan_steps
 from training.calibrate import Calibration, calibrate
-from training.data import DataFile, Encoder, Example, digest_files, read_rows, refuse_contradictions, split_holdout
+from training.data import (
+    DataFile,
+    Encoder,
+    Example,
+    digest_files,
+    read_rows,
+    refuse_contradictions,
+    refuse_seen,
+    split_holdout,
+)
 from training.errors import InvalidRun
 from training.loop import LoopOptions, run_plan
 from training.progress import RunObserver
@@ -64,9 +73,19 @@ class SelectionData:
     held_out_negatives: DataFile | None = None
 
     @property
+    def roles(self) -> dict[str, tuple[Path, ...]]:
+        """The files by what they are for."""
+        files = {
+            "own": (self.own,),
+            "negatives": self.negatives,
+            "held_out_own": (self.held_out_own,),
+            "held_out_negatives": (self.held_out_negatives,),
+        }
+        return {role: tuple(file.path for file in some if file is not None) for role, some in files.items()}
+
+    @property
     def paths(self) -> tuple[Path, ...]:
-        files = (self.own, *self.negatives, self.held_out_own, self.held_out_negatives)
-        return tuple(file.path for file in files if file is not None)
+        return tuple(path for paths in self.roles.values() for path in paths)
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,11 @@ def read_data(
         held_out_negatives=read_rows(held_out_negatives, answers=False) if held_out_negatives else None,
     )
     refuse_contradictions(data.own, data.negatives)
+    for held_out in (data.held_out_own, data.held_out_negatives):
+        if held_out is not None:
+            refuse_seen(held_out, (data.own, *data.negatives))
+    if data.held_out_own is not None and data.held_out_negatives is not None:
+        refuse_contradictions(data.held_out_own, [data.held_out_negatives])
     return data
 
 

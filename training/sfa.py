@@ -31,9 +31,9 @@ from expert_store import (
 from server.model.base import Base
 from server.model.chat import ChatFormat
 from training.averaging import Averaging, freeze_down_projections, unfreeze_adapter
-from training.data import DataFile, Example, digest_files
+from training.data import DataFile, Example, digest_files, digest_roles
 from training.errors import InvalidRun
-from training.output import open_folder, save_adapter
+from training.output import open_folder, remove_checkpoints, save_adapter
 from training.progress import RunObserver
 from training.suffix import SuffixRunner
 from training.tuning import AnswerFormat, TuningOptions, continued_adapter, plan, tune
@@ -92,8 +92,8 @@ def train_sfa(
     """
     _refuse_unsuitable(base, parent, negatives)
     stages, activated = _encode(base, parent, data, negatives, options)
-    paths = [file.path for file in (*data, *negatives)]
-    identity = {"base": base.spec.fingerprint, "data": digest_files(paths), "options": asdict(options)}
+    roles = {"data": [file.path for file in data], "negatives": [file.path for file in negatives]}
+    identity = {"base": base.spec.fingerprint, "data": digest_roles(roles), "options": asdict(options)}
     checkpoints = open_folder(out, identity | {"parent": parent.digest}, resume=resume)
 
     set_seed(options.seed)
@@ -104,9 +104,9 @@ def train_sfa(
     unfreeze_adapter(model)
     save_adapter(model, base, out, invocation_tokens=parent.invocation_tokens)
     _copy_beside(parent, out)
-    draft = _draft(parent, paths, stages, options, command)
+    draft = _draft(parent, [*roles["data"], *roles["negatives"]], stages, options, command)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
-    shutil.rmtree(checkpoints)
+    remove_checkpoints(checkpoints)
     return NextVersion(out, parent, sum(map(len, stages)), (out / WEIGHTS_FILE).stat().st_size)
 
 

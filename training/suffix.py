@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from training.batches import Part, Step
+from training.batches import Part, Step, on_device
 
 # N rows, P frozen prompt tokens, S trained tokens, L labelled positions, D width, V vocabulary.
 
@@ -34,7 +34,11 @@ class SuffixRunner:
 
     def step_losses(self, step: Step) -> Iterator[Tensor]:
         """Weighted cross entropy of the step's parts, one after the other."""
-        return map(self._part_loss, step["parts"])
+        return (self._part_loss(self.on_device(part)) for part in step["parts"])
+
+    def on_device(self, part: Part) -> Part:
+        """As the other methods take it: where the model is."""
+        return on_device(part, self._base.device)
 
     def label_logits(self, part: Part) -> Tensor:
         """[L, V] fp32, only where labels are: with a large vocabulary the head is the largest single cost."""

@@ -26,7 +26,7 @@ from server.api.schemas import RoutingModel
 from server.api.serving import Ready, Serving
 from server.api.stream import EventSender, EventStream
 from server.api.views import routing_model
-from server.errors import RelayError
+from server.errors import PromptTooLong, RelayError, RequestTooLarge
 from server.model.sampling import Sampling
 from server.routing.base import Decision
 from server.service import Answer, GenerationQuery, Listener, RawPrompt, Unheard
@@ -125,6 +125,8 @@ def _fields_of_this_route() -> Iterator[None]:
         yield
     except RelayError as error:
         error.param = _FIELDS.get(error.param or "", error.param)
+        if isinstance(error, PromptTooLong | RequestTooLarge):
+            error.message = error.message.replace("max_new_tokens", _FIELDS["max_new_tokens"])
         raise
     except StoreError as error:
         error.field = _FIELDS.get(error.field or "", error.field)

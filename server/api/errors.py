@@ -1,7 +1,7 @@
 """The one table from exceptions to HTTP statuses, and OpenAI's shape for every error answer. Knows no routes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -131,7 +131,7 @@ def translate(error: Exception) -> ApiError:
     if isinstance(error, ValidationError):
         return _first_problem(error.errors(include_url=False))
     if isinstance(error, RequestValidationError):
-        return _first_problem(error.errors())
+        return _first_problem(error.errors(), where_parts=1)
     if isinstance(error, HTTPException):
         kind = FRAMEWORK_ERRORS.get(error.status_code) or ErrorKind(error.status_code, _INVALID, "http_error")
         return ApiError(kind, str(error.detail))
@@ -148,6 +148,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> Response:
         api_error = translate(error)
+        if isinstance(error, HTTPException) and error.status_code in (404, 405):
+            api_error = replace(api_error, message=_not_served(request))
         serving = try_serving(request)
         if serving is not None:
             serving.metrics.on_error(api_error.kind.code)
@@ -169,10 +171,17 @@ def error_response(error: ApiError, *, headers: Mapping[str, str] | None = None)
     return JSONResponse(error.body, status_code=error.kind.status, headers={**(headers or {}), **retry})
 
 
-def _first_problem(problems: Sequence[Any]) -> ApiError:
-    """The first thing pydantic found, with the field's path as `param`."""
+def _not_served(request: Request) -> str:
+    return f"{request.method} {request.scope['path'][:_SHOWN_CHARS]} is not served here: see /docs"
+
+
+def _first_problem(problems: Sequence[Any], *, where_parts: int = 0) -> ApiError:
+    """The first thing pydantic found, with the field's path as `param`.
+
+    `where_parts` of FastAPI's paths say before it where the field was sent: in the URL's path, its query, the body.
+    """
     problem = problems[0]
-    path = [str(part) for part in problem["loc"] if part not in ("body", "path", "query")]
+    path = [str(part) for part in problem["loc"][where_parts:]]
     message = str(problem["msg"]).removeprefix("Value error, ")
     param = ".".join(path) or str(problem.get("ctx", {}).get("param", "")) or None
     text = f"{param}: {message}{_given(problem.get('input'))}" if path else message

@@ -3,6 +3,7 @@
 Knows names and sizes of parts; what is in them is judged elsewhere.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from server.api.errors import BodyTooLarge, InvalidField, MalformedBody, Unsuppo
 from server.background import in_background
 
 MULTIPART = "multipart/form-data"
+SILENCE_SECONDS = 30.0
 _PIECE_BYTES = 1 << 18
 
 
@@ -49,13 +51,26 @@ async def receive_form(
     """
     reader = _FormReader(_boundary(request), folder, fields, max_upload_bytes=max_upload_bytes)
     try:
-        async for piece in _in_pieces(request.stream()):
+        async for piece in _in_pieces(_while_it_comes(request.stream())):
             await in_background(partial(reader.feed, piece))
     except ClientDisconnect as error:
         raise MalformedBody("the upload broke off before its end") from error
     finally:
         reader.close()
     return reader.texts()
+
+
+async def _while_it_comes(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same chunks. Raises MalformedBody when none comes for too long: an upload holds a place others wait for."""
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise MalformedBody(f"nothing more of the upload came for {SILENCE_SECONDS:g} s: send it again") from error
+        yield chunk
 
 
 async def _in_pieces(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

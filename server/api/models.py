@@ -1,4 +1,4 @@
-"""`GET /v1/models`, and what a `model` of OpenAI's API means here. Knows no engine.
+"""`GET /v1/models`, all or one, and what a `model` of OpenAI's API means here. Knows no engine.
 
 The base has its own name, every expert is a model on it, and `relay/chain` lets the chain choose. The slash keeps that
 name apart from those of experts.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from expert_store import Catalog
+from expert_store import Catalog, ExpertVersion, StoreError
 from server.api.openai_schemas import ModelCard, ModelList
 from server.api.openapi import errors
 from server.api.serving import Ready, Serving
@@ -42,11 +42,32 @@ async def list_models(serving: Ready) -> ModelList:
     return ModelList(data=_cards(serving, serving.registry.catalog))
 
 
+@router.get("/models/{model:path}", responses=errors(404, 503))
+async def show_model(model: str, serving: Ready) -> ModelCard:
+    """One of them, or an expert as name@version or name@alias."""
+    for card in _own_cards(serving):
+        if card.id == model:
+            return card
+    try:
+        version = serving.registry.catalog.resolve(model)
+    except StoreError as error:
+        error.field = "model"
+        raise
+    return _expert_card(serving, model, version)
+
+
 def _cards(serving: Serving, catalog: Catalog) -> list[ModelCard]:
-    base, started = serving.base_id, int(serving.started_at.timestamp())
     live = [expert.live for _, expert in sorted(catalog.experts.items()) if expert.live is not None]
+    return [*_own_cards(serving), *(_expert_card(serving, version.name, version) for version in live)]
+
+
+def _own_cards(serving: Serving) -> list[ModelCard]:
+    base, started = serving.base_id, int(serving.started_at.timestamp())
     return [
         ModelCard(id=base, created=started, parent=None),
         ModelCard(id=CHAIN_ID, created=started, parent=base),
-        *(ModelCard(id=v.name, created=int(v.manifest.created_at.timestamp()), parent=base) for v in live),
     ]
+
+
+def _expert_card(serving: Serving, model: str, version: ExpertVersion) -> ModelCard:
+    return ModelCard(id=model, created=int(version.manifest.created_at.timestamp()), parent=serving.base_id)

@@ -57,8 +57,15 @@ def _one_prompt(prompt: Any) -> Any:
 RawContent = Annotated[str | list[int], BeforeValidator(_one_prompt)]
 
 
+def _without_nulls(body: Any) -> Any:
+    return {k: v for k, v in body.items() if v is not None} if isinstance(body, dict) else body
+
+
 class StreamOptions(RequestModel):
     include_usage: bool = Field(False, description="Let a last chunk without choices say how many tokens it was.")
+    continuous_usage_stats: Annotated[bool | None, _only(False)] = Field(None, description="Only false.")
+
+    _null_is_default = model_validator(mode="before")(_without_nulls)
 
 
 class CompletionRequest(SamplingFields):
@@ -87,11 +94,11 @@ class CompletionRequest(SamplingFields):
     suffix: Annotated[str | None, _only("")] = Field(None, description="Only empty.")
     frequency_penalty: Annotated[float | None, _only(0)] = Field(None, description="Only 0.")
     logit_bias: Annotated[dict[str, float] | None, _only({})] = Field(None, description="Only empty.")
+    use_beam_search: Annotated[bool | None, _only(False)] = Field(None, description="Only false.")
+    length_penalty: Annotated[float | None, _only(1)] = Field(None, description="Only 1.")
+    skip_special_tokens: Annotated[bool | None, _only(True)] = Field(None, description="Only true.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_default(cls, body: Any) -> Any:
-        return {k: v for k, v in body.items() if v is not None} if isinstance(body, dict) else body
+    _null_is_default = model_validator(mode="before")(_without_nulls)
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:

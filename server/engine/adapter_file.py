@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expert_store import WEIGHTS_FILE, InvalidAdapter, breathe, read_config, read_header, read_scaling
+from expert_store import WEIGHTS_FILE, ExpertVersion, InvalidAdapter, breathe, read_config, read_header, read_scaling
 from server.model.lora import AdapterWeights, Terms
 
 _PREFIX = "base_model.model."
@@ -63,12 +63,30 @@ class AdapterFile:
     data: mmap.mmap
     layout: tuple[_Module, ...]
 
+    @property
+    def rank(self) -> int:
+        """The highest of its modules."""
+        return max(module.b.shape[0] for module in self.layout)
+
     def weights(self) -> AdapterWeights:
         """Views of the bytes, which are not to be written to."""
         return AdapterWeights({module.path: self._terms(module) for module in self.layout})
 
     def _terms(self, module: _Module) -> Terms:
         return Terms(module.a.of(self.data), module.b.of(self.data), module.scaling)
+
+
+def read_expert(expert: ExpertVersion) -> AdapterFile:
+    """Reads an expert's files. Raises InvalidAdapter, also where they are others by now, or what the system raised."""
+    file = read_adapter_file(expert.folder)
+    found, recorded = (len(file.data), file.rank), (expert.weight_bytes, expert.rank)
+    if found != recorded:
+        raise InvalidAdapter(
+            WEIGHTS_FILE,
+            f"{WEIGHTS_FILE}: it has {found[0]} bytes and rank {found[1]}, recorded were {recorded[0]} and "
+            f"{recorded[1]}, so it was changed",
+        )
+    return file
 
 
 def read_adapter_file(folder: Path) -> AdapterFile:

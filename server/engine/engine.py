@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from server.engine.session import Session
 from server.engine.session_state import SessionState
 from server.engine.step_logits import StepLogits
 from server.engine.types import Branches, EngineObserver, Occupancy, StepStats
-from server.errors import EngineStopped, NonFiniteLogits, PromptTooLong, RequestTooLarge
+from server.errors import EngineStopped, InvalidRequest, NonFiniteLogits, PromptTooLong, RequestTooLarge
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt
 from server.model.native import Kernels, applies_to, load_kernels
@@ -77,6 +78,7 @@ class Engine:
         self._config = config
         self._observer = observer
         self._max_context = base.max_context
+        self.num_tokens = base.num_tokens
         self._runner = Runner(
             base,
             kv_memory_bytes=config.kv_memory_bytes,
@@ -100,8 +102,8 @@ class Engine:
         self._outbox = Outbox()
         self._awake = threading.Condition()
         self._stopping = False
+        self._closed = False  # nothing reads the inbox any more; changes while `_awake` is held
         self._computes_until = -math.inf
-        self._failure: BaseException | None = None
         self._occupancy: Occupancy | None = None
         self._waiting: deque[SessionState] = deque()
         self._active: list[SessionState] = []
@@ -119,22 +121,19 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive() and self._failure is None
+        return self._thread.is_alive() and not self._closed
 
     @property
     def computing(self) -> bool:
         """Whether a step runs, or ran a moment ago; may be asked from any thread."""
         return time.perf_counter() < self._computes_until
 
-    @property
-    def kv_capacity_tokens(self) -> int:
-        return self.blocks.num_blocks * self.blocks.block_tokens
-
     async def open(self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None) -> Session:
         """Waits, first come first served, until the request's KV memory is reserved.
 
-        Raises PromptTooLong, RequestTooLarge or EngineStopped.
+        Raises InvalidRequest, PromptTooLong, RequestTooLarge or EngineStopped.
         """
+        self._check_tokens(prompt)
         if len(prompt.tokens) + max_new_tokens > self._max_context:
             raise PromptTooLong(
                 prompt_tokens=len(prompt.tokens), max_new_tokens=max_new_tokens, limit=self._max_context
@@ -158,6 +157,16 @@ class Engine:
             raise
         return session
 
+    def _check_tokens(self, prompt: Prompt) -> None:
+        """That the model can read them: what a step fails at ends the engine."""
+        if not prompt.tokens:
+            raise InvalidRequest("the prompt has no tokens: send some text", param="prompt")
+        if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < self.num_tokens:
+            raise InvalidRequest(
+                f"the prompt has tokens outside 0 to {self.num_tokens - 1}, all that the base model has embeddings for",
+                param="prompt",
+            )
+
     async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float:
         """The largest change the expert makes to a logit at the end of the prompt; NaN if its logits are not finite.
 
@@ -170,7 +179,7 @@ class Engine:
 
     def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None:
         """A candidate has been published as this version: what is in memory of it needs not be read again."""
-        if self.alive:
+        with suppress(EngineStopped):
             self._post(lambda: self.pool.adopt(candidate, version))
 
     def check_integrity(self) -> None:
@@ -182,10 +191,11 @@ class Engine:
     # Commands from sessions; each runs on the engine thread.
 
     def _post(self, command: Callable[[], None]) -> None:
-        if not self.alive:
-            raise EngineStopped("the engine is not running: restart the server and see its log for the cause")
-        self._inbox.append(command)
-        self._wake()
+        with self._awake:
+            if not self.alive:
+                raise EngineStopped("the engine is not running: restart the server and see its log for the cause")
+            self._inbox.append(command)
+            self._awake.notify()
 
     def _look_again(self) -> None:
         """An expert's files have been read."""
@@ -217,7 +227,7 @@ class Engine:
 
     def close(self, state: SessionState) -> None:
         """Frees everything a session holds before the next step."""
-        if self.alive:
+        with suppress(EngineStopped):
             self._post(lambda: self._close(state))
 
     def _close(self, state: SessionState) -> None:
@@ -236,8 +246,7 @@ class Engine:
             with torch.inference_mode():
                 while not self._stopping:
                     self._turn()
-        except Exception as error:
-            self._failure = error
+        except Exception:
             log.exception("engine_failed")
         finally:
             self._fail_everything()
@@ -400,6 +409,8 @@ class Engine:
     def _fail_everything(self) -> None:
         self._computes_until = -math.inf
         error = EngineStopped("the engine has stopped: restart the server and see its log for the cause")
+        with self._awake:
+            self._closed = True
         while self._inbox:
             self._inbox.popleft()()
         for state in [*self._waiting, *self._active]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from expert_store import ExpertVersion
+from expert_store import CorruptStore, ExpertVersion
 from server.background import begin_in_background
-from server.engine.adapter_file import AdapterFile, read_adapter_file
+from server.engine.adapter_file import AdapterFile, read_expert
 from server.engine.types import LoadSource
 from server.errors import ExpertTooLarge
 
@@ -45,7 +45,7 @@ class HostCache:
         budget_bytes: int,
         *,
         on_ready: Callable[[], None],
-        read: Callable[[Path], AdapterFile] = read_adapter_file,
+        read: Callable[[ExpertVersion], AdapterFile] = read_expert,
     ) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
@@ -73,20 +73,26 @@ class HostCache:
         """
         if expert.digest not in self._entries and self._make_room(expert.weight_bytes, keep):
             begin = begin_in_background if gently else self._readers.submit
-            reading = begin(partial(_timed, self._read, expert.folder))
+            reading = begin(partial(_timed, self._read, expert))
             reading.add_done_callback(lambda _: self._on_ready())
             self._entries[expert.digest] = _Entry(expert.weight_bytes, reading)
             self.used_bytes += expert.weight_bytes
 
     def ready(self, expert: ExpertVersion, *, keep: Collection[str]) -> bool:
-        """Whether the expert can be taken; if not, starts reading it. Raises what reading raised, once."""
+        """Whether the expert can be taken; if not, starts reading it.
+
+        Raises, once, CorruptStore where it could not be read; what reading raised, where it is not published yet.
+        """
         self.start(expert, keep=keep)
         entry = self._entries.get(expert.digest)
         if entry is None or not entry.reading.done():
             return False
-        if entry.reading.exception() is not None:
+        if (error := entry.reading.exception()) is not None:
             self._drop(expert.digest)
-            entry.reading.result()
+            if expert.is_candidate:
+                raise error
+            place = Path(*expert.folder.parts[-3:])
+            raise CorruptStore(place, f"{expert.ref} cannot be read any more: {error}: see `relay experts verify`")
         return True
 
     def take(self, expert: ExpertVersion) -> Taken:
@@ -126,7 +132,7 @@ class HostCache:
         self.used_bytes -= self._entries.pop(digest).num_bytes
 
 
-def _timed(read: Callable[[Path], AdapterFile], folder: Path) -> tuple[AdapterFile, float]:
+def _timed(read: Callable[[ExpertVersion], AdapterFile], expert: ExpertVersion) -> tuple[AdapterFile, float]:
     started = time.perf_counter()
-    file = read(folder)
+    file = read(expert)
     return file, time.perf_counter() - started

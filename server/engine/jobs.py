@@ -321,8 +321,8 @@ class GenerateJob(Answer):
             return pinned
         held = state.asked.get(waking.expert.digest)
         if held is None:
-            if waking.start == 0:
-                self._drop_others(state, resources)  # shares nothing with them, and their room is reserved for it
+            if waking.start < max(1, state.prompt.body_length):
+                self._drop_others(state, resources)  # shares little or nothing with them; their room is reserved for it
             return open_expert_lane(state, waking, pinned[0], self.accept, resources)
         held.sequence.tokens = [*state.prompt.tokens, *self.accept]
         held.sequence.slots = pinned[0]  # its slots may have changed hands since it was asked

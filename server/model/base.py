@@ -55,6 +55,11 @@ class Base:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
+    @property
+    def num_tokens(self) -> int:
+        """What it has embeddings for: every token is below. A tokenizer may know more, or fewer."""
+        return len(next(self.model.get_input_embeddings().parameters()))
+
 
 def load_base(source: str, *, dtype: DtypeName = "auto", device: str = "auto", cache: Path) -> Base:
     """Loads a decoder-only causal LM.

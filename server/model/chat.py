@@ -28,6 +28,14 @@ class Prompt:
     tokens: tuple[int, ...]
     body_length: int
 
+    def shared_before(self, invocations: Iterable[tuple[Sequence[int], Sequence[int]]]) -> "Prompt":
+        """The same with a body that ends before any of those asked wakes up, since what experts share is the body.
+
+        `invocations` are what wakes experts up, and what stands behind the prompt when each is asked.
+        """
+        starts = [activation_start((*self.tokens, *behind), invocation) for invocation, behind in invocations]
+        return Prompt(self.tokens, min([self.body_length, *(start for start in starts if start is not None)]))
+
 
 @dataclass(frozen=True)
 class IndicatorTokens:
@@ -67,12 +75,10 @@ class ChatFormat:
         body = self.encode(self._text(messages, generation_prompt=False))
         return Prompt(tokens=tokens, body_length=common_prefix_length(tokens, body))
 
-    def raw(self, prompt: str | Sequence[int], invocations: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Prompt:
+    def raw(self, prompt: str | Sequence[int]) -> Prompt:
         """Text or tokens as they are, with no template; text gets the tokenizer's own special tokens.
 
-        `invocations` are what wakes experts up, and what stands behind the prompt when each is asked. The body ends
-        before the first of them that does, or with the prompt, since what experts share is the body. Raises
-        InvalidRequest.
+        All of it is body. Raises InvalidRequest.
         """
         tokens = tuple(self._tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
         vocabulary = range(len(self._tokenizer))
@@ -80,9 +86,7 @@ class ChatFormat:
             raise InvalidRequest("the prompt has no tokens", param="prompt")
         if any(token not in vocabulary for token in tokens):
             raise InvalidRequest(f"the prompt has tokens outside 0 to {vocabulary[-1]}", param="prompt")
-        starts = [activation_start((*tokens, *behind), invocation) for invocation, behind in invocations]
-        body_length = min([len(tokens), *(start for start in starts if start is not None)])
-        return Prompt(tokens=tokens, body_length=body_length)
+        return Prompt(tokens, len(tokens))
 
     @property
     def generation_prompt(self) -> tuple[int, ...]:

@@ -66,6 +66,8 @@ async def world(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         ({"prompt": "x", "stream": "yes"}, "stream"),
         ({"prompt": "x", "expert": "x" * 500}, "expert"),
         ({"prompt": "x", "n": 1}, "n"),
+        ({"query": "x"}, "query"),
+        ({"prompt": "x", "body": 1}, "body"),
     ],
 )
 async def test_a_bad_generate_request_names_its_field(world: App, body: dict[str, Any], param: str) -> None:
@@ -126,10 +128,18 @@ async def test_an_unknown_expert_is_404(world: App, expert: str) -> None:
         assert (reply.status, reply.json()["error"]["param"]) == (404, "expert")
 
 
+async def test_a_part_of_the_path_is_named_without_where_it_was_sent(world: App) -> None:
+    for method, path in (("GET", "/experts/sql/versions/x"), ("DELETE", "/experts/sql/versions/x")):
+        reply = await world.ask(method, path)
+        assert (reply.status, reply.json()["error"]["param"]) == (422, "version")
+
+
 async def test_unknown_routes_and_methods_have_the_same_shape(world: App) -> None:
     reply = await world.ask("GET", "/nowhere")
     assert (reply.status, reply.json()["error"]["code"]) == (404, "unknown_route")
+    assert reply.json()["error"]["message"] == "GET /nowhere is not served here: see /docs"
     reply = await world.ask("DELETE", "/generate")
+    assert reply.json()["error"]["message"] == "DELETE /generate is not served here: see /docs"
     assert (reply.status, reply.json()["error"]["code"]) == (405, "method_not_allowed")
     assert reply.headers["allow"] == "POST"
 
@@ -179,7 +189,7 @@ async def test_every_route_survives_rubbish(world: App) -> None:
     rubbish = [b"", b"\x00\xff", b"[]", b'"x"', b"{}", b'{"a": NaN}', b"--x\r\n"]
     types = ["application/json", "multipart/form-data; boundary=x", "multipart/form-data", "text/\xff", ""]
     for path, operations in world.app.openapi()["paths"].items():
-        filled = path.format(name="%00", alias="é", version="1e9")
+        filled = path.format(name="%00", alias="é", version="1e9", model="%00")
         for method in operations:
             for body in rubbish:
                 for content_type in types:

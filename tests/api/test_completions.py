@@ -90,6 +90,31 @@ async def test_every_listed_model_can_be_asked_and_has_its_parent(world: App, al
         await complete(world, model=card["id"])
 
 
+async def test_one_model_is_shown_as_it_is_listed(world: App, alora: Path) -> None:
+    await world.register(alora, "sql")
+    for card in (await world.ask("GET", "/v1/models")).json()["data"]:
+        assert (await world.ask("GET", f"/v1/models/{card['id']}")).json() == card
+    old = (await world.ask("GET", "/v1/models/sql@1")).json()
+    assert (old["id"], old["object"], old["parent"]) == ("sql@1", "model", card["parent"])
+
+
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [
+        ("gpt-4", "unknown_expert"),
+        ("sql@9", "unknown_version"),
+        ("sql@x", "unknown_alias"),
+        ("relay/none", "unknown_expert"),
+        ("", "unknown_expert"),
+    ],
+)
+async def test_a_model_nobody_has_is_not_shown(world: App, alora: Path, model: str, code: str) -> None:
+    await world.register(alora, "sql")
+    reply = await world.ask("GET", f"/v1/models/{model}")
+    error = reply.json()["error"]
+    assert (reply.status, error["code"], error["param"]) == (404, code, "model")
+
+
 def test_the_base_is_called_by_its_name_and_never_by_a_path(tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").touch()
     assert public_name("bundled") == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -146,6 +171,9 @@ async def test_what_asks_for_nothing_is_taken(world: App) -> None:
         "frequency_penalty": 0.0,
         "logit_bias": {},
         "user": "me",
+        "use_beam_search": False,
+        "length_penalty": 1.0,
+        "skip_special_tokens": True,
     }
     nothing = dict.fromkeys([*neutral, "logprobs", "temperature", "max_tokens", "stop", "seed", "stream"])
     for fields in (neutral, nothing):
@@ -153,10 +181,36 @@ async def test_what_asks_for_nothing_is_taken(world: App) -> None:
     assert world.engine.samplings[-1] == Sampling(max_new_tokens=16, temperature=1.0)
 
 
+@pytest.mark.parametrize("options", [{"include_usage": None, "continuous_usage_stats": None}, {}])
+async def test_a_stream_option_that_is_null_is_one_left_out(world: App, options: dict[str, Any]) -> None:
+    body = {"model": "relay/chain", "prompt": "hi", "stream": True, "stream_options": options}
+    assert chunks(await world.ask("POST", "/v1/completions", body))[-1]["choices"]
+
+
+async def test_usage_in_the_last_chunk_alone_is_what_false_continuous_usage_stats_ask_for(world: App) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": False}
+    body = {"model": "relay/chain", "prompt": "hi", "stream": True, "stream_options": options}
+    *others, last = chunks(await world.ask("POST", "/v1/completions", body))
+    assert last["usage"]
+    assert {chunk["usage"] for chunk in others} == {None}
+
+
+async def test_a_prompt_over_the_context_is_told_in_the_words_of_this_route(world: App) -> None:
+    reply = await world.ask("POST", "/v1/completions", {"model": "relay/chain", "prompt": [1] * 600})
+    message = reply.json()["error"]["message"]
+    assert reply.status == 422
+    assert "lower max_tokens" in message
+    assert "max_new_tokens" not in message
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"n": 2}, "n"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"length_penalty": 0.8}, "length_penalty"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
         ({"best_of": 3}, "best_of"),
         ({"echo": True}, "echo"),
         ({"logprobs": 0}, "logprobs"),

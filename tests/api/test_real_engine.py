@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from server.app import build_app
 from server.engine import Engine
 from server.model.base import Base
-from server.model.chat import ChatFormat
+from server.model.chat import ChatFormat, activation_start
 from server.settings import Settings
 from server.text import HALF_CHARACTER
 from tests.api.conftest import App, new_router, router_parts
@@ -252,6 +252,24 @@ async def test_experts_that_wake_up_early_in_a_raw_prompt_stay_within_what_it_re
         assert [c["expert"] for c in routed["routing"]["considered"]] == order
         assert routed["routing"]["reason"] == "no_acceptance"
         assert routed["choices"] == (await completion(real, model=base_folder.name, prompt=list(prompt)))["choices"]
+
+
+async def test_whoever_wakes_up_early_and_answers_stays_within_what_was_reserved(
+    real: RealApp, base_folder: Path, alora: Path, chat: ChatFormat, tmp_path: Path
+) -> None:
+    prompt = "hello " + "zqxjkvbw " * 40
+    tokens = chat.render([{"role": "user", "content": prompt}]).tokens
+    invocation = tokens[1:4]
+    assert (activation_start(tokens, invocation), len(tokens) > 300) == (1, True)
+    for name in ("one", "two", "three", "four"):
+        assert (await real.register(alora, name, threshold="0.9999999")).status == 201
+    early = tiny.write_adapter(tmp_path / "early", base_folder, kind="alora", invocation=invocation)
+    assert (await real.register(early, "early", manifest="{}")).status == 201
+    named = await real.text(prompt, expert="early")
+    assert await real.text(prompt, expert="early", shadow=["chain"]) == named
+    assert (await real.ask("PUT", "/fallback", {"expert": "early"})).status == 200
+    assert await real.text(prompt) == named
+    assert named != await real.text(prompt, router="none")
 
 
 async def test_without_end_of_text_the_answer_has_every_token_asked_for(real: RealApp) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
+from server.api import form
 from server.registry import MAX_RUNNING_REGISTRATIONS
 from tests.api.conftest import MANIFEST, App, Part, Start, multipart, registration_parts
 from tests.support import tiny
@@ -163,6 +164,13 @@ def invocation_outside_the_generation_prompt(folder: Path, parts: dict[str, Part
     parts["adapter_config"] = Part("adapter_config", config, "x")
 
 
+@refusal("alora_invocation_tokens")
+def invocation_outside_the_vocabulary(folder: Path, parts: dict[str, Part]) -> None:
+    config = altered(folder, lambda c: c.update(alora_invocation_tokens=[2_000_000_000]))
+    parts["adapter_config"] = Part("adapter_config", config, "x")
+    parts["manifest"] = Part("manifest", b"{}")  # one that is never asked need not lie in the generation prompt
+
+
 @refusal("name")
 def bad_name(_: Path, parts: dict[str, Part]) -> None:
     parts["name"] = Part("name", b"../SQL")
@@ -307,6 +315,32 @@ async def test_an_upload_that_breaks_off_leaves_nothing(world: App, alora: Path)
     await exchange.finish()
     assert world.store.catalog.generation == 0
     assert list((world.settings.store / "staging").iterdir()) == []
+
+
+async def test_silent_uploads_give_their_places_back(world: App, alora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(form, "SILENCE_SECONDS", 0.05)
+    _, headers = multipart([])
+    held = [world.begin("POST", "/experts", chunks=[], headers=headers) for _ in range(MAX_RUNNING_REGISTRATIONS)]
+    for exchange in held:
+        error = (await exchange.finish()).json()["error"]
+        assert (exchange.reply.status, error["code"]) == (400, "malformed_body")
+        assert "nothing more of the upload came for 0.05 s" in error["message"]
+    assert list((world.settings.store / "staging").iterdir()) == []
+    monkeypatch.undo()
+    assert (await world.register(alora, "sql")).status == 201
+
+
+async def test_an_upload_may_take_longer_than_silence_may(
+    world: App, alora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(form, "SILENCE_SECONDS", 0.4)
+    body, headers = multipart(registration_parts(alora, "sql"))
+    exchange = world.begin("POST", "/experts", chunks=[], headers=headers)
+    for part in (body[:1000], body[1000:2000], body[2000:3000]):
+        exchange.send(part)
+        await asyncio.sleep(0.2)
+    exchange.send(body[3000:], last=True)
+    assert (await exchange.finish()).status == 201
 
 
 async def test_only_so_many_registrations_run_at_a_time(world: App, alora: Path) -> None:

@@ -76,8 +76,15 @@ def test_every_mount_has_a_source(service: dict[str, Any]) -> None:
 def test_whatever_is_waited_for_has_a_health_check(service: dict[str, Any]) -> None:
     in_the_image = any(instruction.name == "HEALTHCHECK" for instruction in dockerfile()[-1])
     for name, wait in service.get("depends_on", {}).items():
-        assert wait == {"condition": "service_healthy"}
+        assert wait == {"condition": "service_started" if name == "server" else "service_healthy"}
         assert "healthcheck" in SERVICES[name] or ("build" in SERVICES[name] and in_the_image)
+
+
+def test_a_long_first_start_of_the_server_keeps_nothing_from_starting() -> None:
+    waits = [
+        service["depends_on"]["server"] for service in SERVICES.values() if "server" in service.get("depends_on", {})
+    ]
+    assert waits == [{"condition": "service_started"}]
 
 
 def test_every_setting_can_be_handed_to_the_container() -> None:

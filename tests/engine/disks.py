@@ -3,8 +3,8 @@
 import mmap
 import threading
 import time
-from pathlib import Path
 
+from expert_store import ExpertVersion
 from server.engine.adapter_file import AdapterFile
 from server.engine.host_cache import HostCache
 
@@ -20,13 +20,13 @@ class GatedDisk:
         self._num_ended = 0
         self._num_held = 0
 
-    def read(self, folder: Path) -> AdapterFile:
-        self.reads.append(folder.name)
-        if folder.name in self._gates:
+    def read(self, expert: ExpertVersion) -> AdapterFile:
+        self.reads.append(expert.name)
+        if expert.name in self._gates:
             self._num_held += 1
-            assert self._gates[folder.name].wait(20), "nobody opened the gate"
-        if folder.name in self.broken:
-            raise OSError(f"{folder.name} cannot be read")
+            assert self._gates[expert.name].wait(20), "nobody opened the gate"
+        if expert.name in self.broken:
+            raise OSError(f"{expert.name} cannot be read")
         return AdapterFile(mmap.mmap(-1, 1), ())
 
     def hold(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from expert_store import ExpertVersion, Indicators, StoreError
+from expert_store import CorruptStore, ExpertVersion, Indicators
 from server.engine import Branches, Engine, Sampling, StepStats
-from server.engine.adapter_file import AdapterFile, read_adapter_file
+from server.engine.adapter_file import AdapterFile, read_expert
 from server.errors import (
     EngineStopped,
+    InvalidRequest,
     InvocationMissing,
     NonFiniteLogits,
     NotSelfSelecting,
@@ -133,6 +135,24 @@ def test_what_can_never_fit_is_refused_with_both_numbers(world: World, tight: tu
     assert world.engine.alive
 
 
+def test_what_experts_accept_with_counts_in_the_context(world: World) -> None:
+    limit = world.base.max_context
+    rendered = prompt_of(world, "hello")
+    prompt = Prompt((5,) * (limit - 1 - len(rendered.tokens)) + rendered.tokens, body_length=limit - 30)
+    expert = world.experts["act4"]
+    assert len(asyncio.run(answer(world.engine, prompt, None, count=1))) == 1
+    with pytest.raises(PromptTooLong, match=rf"stand between them .* holds {limit}"):
+        asyncio.run(answer(world.engine, prompt, expert, count=1))
+
+    async def ask() -> None:
+        async with await world.engine.open(prompt, max_new_tokens=0, branches=Branches(1)) as session:
+            await session.score([expert])
+
+    with pytest.raises(PromptTooLong, match="0 new ones"):
+        asyncio.run(ask())
+    assert world.engine.alive
+
+
 def test_an_expert_whose_invocation_is_missing_is_refused(world: World) -> None:
     prompt = Prompt(tokens=tuple(range(10, 40)), body_length=30)
     with pytest.raises(InvocationMissing, match="act4@1"):
@@ -164,8 +184,28 @@ def test_files_that_vanish_fail_only_the_request_that_needs_them(world: World) -
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     failed, fine = asyncio.run(both())
-    assert isinstance(failed, StoreError | OSError)
+    assert isinstance(failed, CorruptStore)
+    assert "lost@1 cannot be read any more" in failed.message
     assert isinstance(fine, list)
+    assert world.engine.alive
+
+
+def test_files_that_are_others_by_now_fail_only_the_request_that_needs_them(world: World) -> None:
+    changed = tiny.publish(world.store, world.base, world.adapters["act4"], "changed")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (changed.folder / name).unlink()
+        shutil.copy(world.adapters["act16"] / name, changed.folder / name)
+    prompt = prompt_of(world, "hello")
+    before = asyncio.run(answer(world.engine, prompt, world.experts["act16"]))
+    with pytest.raises(CorruptStore, match=r"changed@1 .* rank 16, recorded were \d+ and 4"):
+        asyncio.run(answer(world.engine, prompt, changed))
+    assert asyncio.run(answer(world.engine, prompt, world.experts["act16"])) == before
+
+
+@pytest.mark.parametrize("tokens", [(), (5, 400), (5, -1)])
+def test_tokens_that_the_base_cannot_read_are_refused(world: World, tokens: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidRequest, match="tokens"):
+        asyncio.run(answer(world.engine, Prompt(tokens, body_length=0), None))
     assert world.engine.alive
 
 
@@ -191,9 +231,9 @@ def test_a_candidate_that_was_measured_is_not_read_again_once_it_is_published(wo
 def test_a_candidate_is_read_by_threads_that_give_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     host, readers = world.engine.pool.host, []
 
-    def read(folder: Path) -> AdapterFile:
+    def read(expert: ExpertVersion) -> AdapterFile:
         readers.append(threading.current_thread().name)
-        return read_adapter_file(folder)
+        return read_expert(expert)
 
     monkeypatch.setattr(host, "_read", read)
     plain, prompt = world.experts["plain8"], prompt_of(world, "hello")

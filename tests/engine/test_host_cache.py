@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from expert_store import ExpertVersion
+from expert_store import CorruptStore, ExpertVersion
 from server.engine.host_cache import HostCache
 from server.errors import ExpertTooLarge
 from tests.engine.disks import GatedDisk
@@ -74,7 +74,7 @@ def test_a_failed_read_is_told_once_and_leaves_nothing() -> None:
     cache = disk.cache(20)
     cache.start(of("a", 20), keep=())
     disk.wait(1)
-    with pytest.raises(OSError, match="a cannot be read"):
+    with pytest.raises(CorruptStore, match="a@1 cannot be read any more: a cannot be read"):
         cache.ready(of("a", 20), keep=())
     assert cache.used_bytes == 0
     disk.broken.clear()
@@ -110,7 +110,7 @@ def test_the_budget_holds_whatever_is_asked(seed: int) -> None:
         try:
             if cache.ready(expert, keep={other.digest for other in kept}) and chance.random() < 0.7:
                 cache.take(expert)
-        except OSError:
+        except CorruptStore:
             assert expert.name == "x3"
         cache.check_integrity()
         if chance.random() < 0.3:

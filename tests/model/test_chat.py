@@ -25,23 +25,28 @@ def test_raw_text_gets_the_tokenizers_own_special_tokens_and_raw_tokens_get_none
     )
     chat = ChatFormat(tokenizer)
     bare = chat.encode("the fox")
-    assert chat.raw("the fox", ()).tokens == (0, *bare)
-    assert chat.raw(bare, ()).tokens == bare
+    assert chat.raw("the fox").tokens == (0, *bare)
+    assert chat.raw(bare).tokens == bare
 
 
-def test_the_body_of_a_raw_prompt_ends_where_the_first_expert_wakes_up_or_at_its_end(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_the_body_ends_where_the_first_expert_wakes_up_or_where_it_ended(tokenizer: PreTrainedTokenizerBase) -> None:
     chat = ChatFormat(tokenizer)
     rendered = chat.render([{"role": "user", "content": "hello"}])
-    invocation = chat.generation_prompt
-    assert chat.raw(rendered.tokens, [(invocation, ())]) == rendered
-    assert chat.raw(rendered.tokens + chat.encode("Well,"), [(invocation, ())]).body_length == rendered.body_length
-    assert chat.raw(rendered.tokens * 2, [(invocation, ())]).body_length == len(rendered.tokens) + rendered.body_length
-    assert chat.raw((5, 6, 7, 8), [((8,), ()), ((6, 7), ()), ((9,), ())]).body_length == 1
-    assert chat.raw((5, 6, 7, 8), [((5,), ())]).body_length == 0
-    assert chat.raw((5, 6, 7, 8), [((9,), ())]).body_length == 4
-    assert chat.raw((9, 6, 7, 8), [((9,), (9,))]).body_length == 4  # the last one wakes it up, behind the prompt
+    body, invocation = rendered.body_length, chat.generation_prompt
+
+    def shared(tokens: tuple[int, ...], *invocations: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
+        return chat.raw(tokens).shared_before(invocations).body_length
+
+    assert chat.raw(rendered.tokens).shared_before([(invocation, ())]) == rendered
+    assert shared(rendered.tokens + chat.encode("Well,"), (invocation, ())) == body
+    assert shared(rendered.tokens * 2, (invocation, ())) == len(rendered.tokens) + body
+    assert shared((5, 6, 7, 8), ((8,), ()), ((6, 7), ()), ((9,), ())) == 1
+    assert shared((5, 6, 7, 8), ((5,), ())) == 0
+    assert shared((5, 6, 7, 8), ((9,), ())) == 4
+    assert shared((9, 6, 7, 8), ((9,), (9,))) == 4  # the last one wakes it up, behind the prompt
+    assert rendered.shared_before([(invocation, ())]) == rendered
+    assert rendered.shared_before([(rendered.tokens[2:4], ())]).body_length == 2
+    assert rendered.shared_before([((9,), (9,))]) == rendered
 
 
 @pytest.mark.parametrize("prompt", ["", (), (1, -1), (1, 400)])
@@ -49,4 +54,4 @@ def test_a_prompt_without_tokens_or_with_strange_ones_is_refused(
     tokenizer: PreTrainedTokenizerBase, prompt: str | tuple[int, ...]
 ) -> None:
     with pytest.raises(InvalidRequest):
-        ChatFormat(tokenizer).raw(prompt, ())
+        ChatFormat(tokenizer).raw(prompt)

@@ -1,5 +1,6 @@
 """The `relay` command, against a real server process stand-in: the application behind a local socket."""
 
+import errno
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from expert_store import ExpertStore
+from server import cli
 from server.cli import app
 from server.settings import Settings
 from tests.store.samples import publish
@@ -322,6 +324,24 @@ def test_verify_reads_a_store_without_a_server(tmp_path: Path) -> None:
     status, output = relay("experts", "verify", "--store", str(tmp_path / "nowhere"))
     assert (status, "is not there" in output) == (1, True)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_verify_says_where_it_did_without_the_lock(tmp_path: Path) -> None:
+    publish(ExpertStore.open(tmp_path / "store"), "sql")
+    (tmp_path / "store" / "catalog.lock").unlink()
+    status, output = relay("experts", "verify", "--store", str(tmp_path / "store"))
+    assert status == 0
+    assert "catalog.lock cannot be locked (No such file or directory): checked without it" in output
+    assert "every file is as published" in output
+
+
+def test_what_the_system_refuses_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(root: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(root / "catalog.json"))
+
+    monkeypatch.setattr(cli, "verify_store", refuse)
+    status, output = relay("experts", "verify", "--store", str(tmp_path))
+    assert (status, output.strip()) == (1, f"{tmp_path}/catalog.json: Permission denied")
 
 
 def test_serve_has_a_flag_for_every_setting_and_names_its_variable() -> None:

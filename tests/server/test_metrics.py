@@ -65,6 +65,14 @@ def test_a_fallback_counts_by_reason_and_by_what_was_done() -> None:
     assert value(metrics, "completion_tokens_total", expert="sql") == 5
 
 
+def test_only_the_chain_has_a_length() -> None:
+    metrics = new_metrics()
+    metrics.on_request(record(Decision("learned", None, None, True, "no_acceptance", (), 7)))
+    assert value(metrics, "chain_length_count") == 0
+    metrics.on_request(record(Decision("chain", None, None, True, "no_acceptance", (), 7)))
+    assert value(metrics, "chain_length_count") == 1
+
+
 def test_a_request_without_a_decision_counts_no_tokens_for_anybody() -> None:
     metrics = new_metrics()
     metrics.on_request(record(None))

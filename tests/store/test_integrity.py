@@ -124,6 +124,33 @@ def test_every_problem_is_found_at_once(store: ExpertStore, folder: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("lock", ["not there", "not to be opened"])
+def test_without_a_lock_to_take_it_is_checked_all_the_same(store: ExpertStore, folder: Path, lock: str) -> None:
+    path = store.root / "catalog.lock"
+    path.unlink()
+    if lock == "not to be opened":
+        path.mkdir()
+    shutil.copytree(folder, folder.with_name("2"))
+    before, said = sorted(store.root.rglob("*")), list[str]()
+    assert [problem.path.name for problem in verify_store(store.root, say=said.append)] == ["2"]
+    assert sorted(store.root.rglob("*")) == before
+    [line] = said
+    assert line.startswith(f"{path} cannot be locked (")
+
+
+def test_a_claim_that_may_not_be_opened_counts_as_held(store: ExpertStore, folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("2"))
+    (store.root / "claims" / "sql@2.lock").mkdir()
+    assert store.verify() == []
+
+
+def test_where_the_lock_is_to_be_had_nothing_is_said(store: ExpertStore, folder: Path) -> None:
+    assert folder.is_dir()
+    said: list[str] = []
+    assert verify_store(store.root, say=said.append) == []
+    assert said == []
+
+
 def test_verifying_changes_nothing(store: ExpertStore, folder: Path) -> None:
     shutil.copytree(folder, folder.with_name("2"))
     (folder / "extra").touch()

@@ -39,6 +39,10 @@ class Exchange:
             self._messages.put_nowait({"type": "http.request", "body": chunk, "more_body": index < len(chunks) - 1})
         self._task = asyncio.create_task(app(scope, self._messages.get, self._send))
 
+    def send(self, chunk: bytes, *, last: bool = False) -> None:
+        """One more piece of the body, of a request begun without any."""
+        self._messages.put_nowait({"type": "http.request", "body": chunk, "more_body": not last})
+
     def leave(self) -> None:
         self._messages.put_nowait({"type": "http.disconnect"})
 

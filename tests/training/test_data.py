@@ -11,8 +11,21 @@ from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
 from tests.support.tiny import write_base
 from training.batches import Collator, plan_steps
-from training.data import DataFile, Encoder, Row, digest_files, read_rows, refuse_contradictions, split_holdout
+from training.data import (
+    DataFile,
+    Encoder,
+    Row,
+    digest_files,
+    digest_roles,
+    read_rows,
+    refuse_contradictions,
+    refuse_seen,
+    split_holdout,
+    split_lines,
+)
 from training.errors import InvalidData
+from training.memory import read_memory
+from training.selection import read_data
 
 LONG = "the lazy dog " * 60
 
@@ -98,9 +111,67 @@ def test_a_definition_goes_before_the_input(tmp_path: Path) -> None:
     assert read_rows(path, answers=True).rows[0].input == "Do it.\n\nx"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    texts = ["a\u2028b", "c\u2029d", "e\x85f"]
+    records = [{"id": i, "expert": "e", "input": text, "output": text} for i, text in enumerate(texts)]
+    path.write_bytes("".join(json.dumps(record, ensure_ascii=False) + end for record in records).encode())
+    assert [(row.input, row.line) for row in read_rows(path, answers=True).rows] == [
+        *zip(texts, (1, 2, 3), strict=True)
+    ]
+    assert dict(read_memory(path, ["e"]).expert_of) == {"0": 0, "1": 0, "2": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"), [("", []), ("a", ["a"]), ("a\n", ["a"]), ("a\r\n\nb\r\n", ["a", "", "b"]), ("\n", [""])]
+)
+def test_lines_are_those_of_the_standard_library_where_these_characters_are_not(text: str, lines: list[str]) -> None:
+    assert split_lines(text) == lines == text.splitlines()
+
+
 def test_an_input_cannot_be_accepted_and_rejected() -> None:
     with pytest.raises(InvalidData, match=r"line 2: the same input is accepted in rows\.jsonl line 1"):
         refuse_contradictions(make_file(["a", "b"]), [make_file(["c", "a"], answers=False)])
+
+
+def test_held_out_inputs_are_not_those_trained_on() -> None:
+    held_out = make_file(["x", "b", "a"])
+    trained = [make_file(["a"]), make_file(["c", "b"], answers=False)]
+    with pytest.raises(InvalidData) as refused:
+        refuse_seen(held_out, trained)
+    assert [line for line, _ in refused.value.problems] == [2, 3]
+    assert "line 2: the same input is trained on in rows.jsonl line 2: remove it" in refused.value.message
+    refuse_seen(make_file(["x"]), trained)
+
+
+@pytest.mark.parametrize(
+    ("held_out_own", "held_out_negatives", "reason"),
+    [
+        ("new", "other 1", "the same input is trained on in .*negatives.jsonl line 2"),
+        ("own 0", "new", "the same input is trained on in .*own.jsonl line 1"),
+        ("other 0", "new", "the same input is trained on in .*negatives.jsonl line 1"),
+        ("new", "new", "the same input is accepted in .*eval-own.jsonl line 1"),
+    ],
+)
+def test_held_out_files_are_read_as_strictly(
+    tmp_path: Path, held_out_own: str, held_out_negatives: str, reason: str
+) -> None:
+    inputs = {
+        "own": ["own 0", "own 1"],
+        "negatives": ["other 0", "other 1"],
+        "eval-own": [held_out_own],
+        "eval-negatives": [held_out_negatives],
+    }
+    own, negatives, eval_own, eval_negatives = (
+        write_lines(
+            tmp_path / f"{name}.jsonl",
+            [json.dumps({"id": i, "input": text, "output": "y"}) for i, text in enumerate(texts)],
+        )
+        for name, texts in inputs.items()
+    )
+    with pytest.raises(InvalidData, match=reason):
+        read_data(own, [negatives], answers=True, held_out_own=eval_own, held_out_negatives=eval_negatives)
 
 
 def test_rows_over_the_token_limit_are_refused_by_line(encoder: Encoder) -> None:
@@ -128,6 +199,19 @@ def test_the_plan_uses_every_row_once_an_epoch_and_is_reproducible(encoder: Enco
         assert {len(s.accepted) for s in epoch} <= {2, 3}
     assert plan == plan_steps(own, negatives, batch_size=4, epochs=2, seed=3)
     assert plan != plan_steps(own, negatives, batch_size=4, epochs=2, seed=4)
+
+
+@pytest.mark.parametrize(("num_own", "num_negatives"), [(1, 1), (5, 3), (23, 9), (3, 40)])
+def test_no_step_is_without_a_row(encoder: Encoder, num_own: int, num_negatives: int) -> None:
+    own = encoder.encode(make_file([f"own {i}" for i in range(num_own)]))
+    negatives = encoder.encode(make_file([f"other {i}" for i in range(num_negatives)], answers=False))
+    collator = Collator(activated=True, decision_weight=1.0, pad=1)
+    for batch_size in (1, 2, 3):
+        plan = plan_steps(own, negatives, batch_size=batch_size, epochs=1, seed=3)
+        assert all(step.accepted or step.rejected for step in plan)
+        assert sum(len(collator.collate(step)["ids"]) for step in plan) == num_own + num_negatives
+        if batch_size > 1:
+            assert len(plan) == round((num_own + num_negatives) / batch_size), "none had to be left out"
 
 
 @pytest.mark.parametrize("answer", ["short", "the quick brown fox jumps over the lazy dog " * 6])
@@ -160,3 +244,9 @@ def test_the_digest_depends_on_content_and_order(tmp_path: Path) -> None:
     a, b = write_lines(tmp_path / "a", ["1"]), write_lines(tmp_path / "b", ["2"])
     assert digest_files([a, b]) != digest_files([b, a])
     assert digest_files([a, b]) == digest_files([a, b])
+
+
+def test_the_same_files_in_other_roles_are_other_data(tmp_path: Path) -> None:
+    a, b = write_lines(tmp_path / "a", ["1"]), write_lines(tmp_path / "b", ["2"])
+    assert digest_roles({"x": [a, b], "y": []}) != digest_roles({"x": [a], "y": [b]})
+    assert digest_roles({"x": [a], "y": [b]}) == {"x": [digest_files([a])], "y": [digest_files([b])]}

@@ -200,6 +200,12 @@ def test_bad_rows_are_named_by_their_line(routed: Routed, tmp_path: Path) -> Non
         read_router_data(routed.experts, path, None)
 
 
+def test_held_out_rows_are_not_those_of_the_memory(routed: Routed, tmp_path: Path) -> None:
+    write_memory(tmp_path / "held-out.jsonl", range(11, 13))
+    with pytest.raises(InvalidData, match=r"held-out\.jsonl.*\n  line 1: the same input is trained on in .* line 23"):
+        read_router_data(routed.experts, routed.memory, tmp_path / "held-out.jsonl")
+
+
 def relay(routed: Routed, out: Path, *options: str) -> Result:
     command = ["router", "--memory", routed.memory, "--store", routed.store_folder, "--out", out]
     more = ["--base", routed.base_folder, "--device", "cpu", "--cache", out.parent / "cache", *options]

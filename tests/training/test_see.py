@@ -1,6 +1,7 @@
 """The SEE recipe on a tiny base: exact gradients, exact resumption, and a folder the store and PEFT both take."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -204,6 +205,22 @@ def test_verdicts_are_those_of_pefts_full_forward(tmp_path: Path, kind: Kind) ->
         assert verdict.margin == pytest.approx(margin, abs=1e-4)
 
 
+def test_rows_are_brought_to_where_the_model_is(tmp_path: Path) -> None:
+    """On a device without numbers, which refuses tensors of the CPU as a GPU does."""
+    folder = write_base(tmp_path)
+    chat = ChatFormat(load(folder).tokenizer)
+    tokens = chat.indicator_tokens(Indicators())
+    encoder = Encoder(chat, tokens, eos=1, max_tokens=512)
+    examples = [encoder.example(row) for row in rows("jump", 3, answers=True)]
+    collator = Collator(activated=True, decision_weight=1.0, pad=1)
+    model = adapted(folder, "lora", (), "eager").to("meta")
+    runner = SuffixRunner(model)
+    (loss,) = runner.step_losses(collator.collate(StepRows(tuple(examples), ())))
+    assert loss.device.type == "meta"
+    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta"):
+        examine(runner, examples, indicators=tokens, collator=collator)  # all but the reading of numbers
+
+
 # --- a run ---
 
 
@@ -373,6 +390,55 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(base_folder: Path, data: S
     assert second.losses == whole.losses[10:]
     for name in ("adapter_model.safetensors", "manifest.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+@pytest.mark.parametrize("left", [None, '{"global_step": 2'], ids=["missing", "cut off"])
+def test_a_checkpoint_that_was_cut_off_while_written_is_passed_over(
+    base_folder: Path, data: SelectionData, tmp_path: Path, left: str | None
+) -> None:
+    whole = Recorder()
+    options = replace(SILENT, epochs=3)
+    run(base_folder, data, tmp_path / "whole", options=options, observer=whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(base_folder, data, tmp_path / "cut", options=options, observer=Recorder(fail_after=25))
+    state = tmp_path / "cut" / "checkpoints" / "checkpoint-20" / "trainer_state.json"
+    state.unlink()
+    if left is not None:
+        state.write_text(left)
+    rest = Recorder()
+    run(base_folder, data, tmp_path / "cut", options=options, resume=True, observer=rest)
+    assert rest.done == 10
+    assert rest.losses == whole.losses[10:]
+    assert (tmp_path / "whole" / WEIGHTS_FILE).read_bytes() == (tmp_path / "cut" / WEIGHTS_FILE).read_bytes()
+
+
+def test_a_run_without_a_whole_checkpoint_begins_anew(base_folder: Path, data: SelectionData, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(base_folder, data, tmp_path / "cut", observer=Recorder(fail_after=15))
+    (tmp_path / "cut" / "checkpoints" / "checkpoint-10" / "trainer_state.json").unlink()
+    rest = Recorder()
+    run(base_folder, data, tmp_path / "cut", resume=True, observer=rest)
+    assert rest.done == 0
+    assert len(rest.losses) == 20
+
+
+def test_a_run_is_not_resumed_with_its_files_in_other_roles(
+    base_folder: Path, data: SelectionData, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("other")
+    more = DataFile(other, rows("quick", 4, answers=False))
+    trained_on = replace(data, negatives=(*data.negatives, more))
+    with pytest.raises(KeyboardInterrupt):
+        run(base_folder, trained_on, tmp_path / "cut", observer=Recorder(fail_after=2))
+    with pytest.raises(InvalidRun, match="differs from this run"):
+        run(base_folder, replace(data, held_out_negatives=more), tmp_path / "cut", resume=True)
+
+
+def test_one_row_a_step_is_enough(base_folder: Path, data: SelectionData, tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(base_folder, data, tmp_path / "out", options=replace(SILENT, batch_size=1, epochs=1), observer=recorder)
+    assert len(recorder.losses) <= 38, "steps that would have had no row are left out"
 
 
 def test_an_unfinished_run_is_neither_overwritten_nor_mixed(

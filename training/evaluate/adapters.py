@@ -3,7 +3,6 @@
 Knows no methods and no server."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from training.evaluate.stream import Sample, digest_samples
 from training.evaluate.units import BaseSource, Spent, Unit
 from training.gate import GateOptions, read_parent, train_gate
 from training.loop import StepLoss
-from training.output import CHECKPOINTS, save_adapter
+from training.output import CHECKPOINTS, remove_checkpoints, save_adapter
 from training.penalty import Penalised, fisher
 from training.see import SeeOptions, train_see
 from training.selection import About, SelectionData, Wake, read_data
@@ -203,7 +202,7 @@ class TunedLora:
         unfreeze_adapter(model)
         (folder / ADAPTER).mkdir(exist_ok=True)
         save_adapter(model, loaded, folder / ADAPTER, invocation_tokens=None)
-        shutil.rmtree(checkpoints)
+        remove_checkpoints(checkpoints)
 
     def _loss(self, model: PeftModel, parents: Sequence[Path]) -> StepLoss:
         runner = SuffixRunner(model)
@@ -245,7 +244,7 @@ class FisherOf:
         found = fisher(SuffixRunner(model), model, encode(loaded, self.rows), pad=loaded.tokenizer.eos_token_id)
         if self.before is not None:
             earlier = load_file(parents[1] / _FISHER)
-            found = {name: value + earlier[name] for name, value in found.items()}
+            found = {name: value + earlier[name].to(value.device) for name, value in found.items()}
         save_file({name: value.contiguous() for name, value in found.items()}, folder / _FISHER)
 
 

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from server.own_server import own_server
+from training.data import split_lines
 from training.evaluate.answerers import Answer, Answerer, OutsideTheServer, Served
 from training.evaluate.pool import ServedPool
 from training.evaluate.stream import Sample
@@ -43,7 +44,7 @@ class Book:
         self._lock = threading.Lock()
         self._known: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for line in split_lines(path.read_text(encoding="utf-8")) if path.exists() else ():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:

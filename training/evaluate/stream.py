@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.data import Row
+from training.data import Row, split_lines
 from training.demo.tasks import general_rows
 from training.errors import InvalidData, InvalidRun
 from training.evaluate.budget import Budget
@@ -133,7 +133,7 @@ def _read_task(data: Path, name: str, budget: Budget, kind: PromptKind) -> Task:
 
 def _read(path: Path, task: str, budget: Budget, kind: PromptKind, *, at_most: int | None) -> tuple[Sample, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = split_lines(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidData(path, [(None, f"cannot be read as UTF-8 text: {error}")]) from error
     found: dict[str, Sample] = {}

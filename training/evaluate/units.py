@@ -121,13 +121,13 @@ class Workshop:
 
     def with_parents(self, units: Iterable[Unit]) -> list[Unit]:
         """All that has to be done for these, each once, parents first."""
-        found: dict[str, Unit] = {}
+        found: dict[Path, Unit] = {}
 
         def visit(unit: Unit) -> None:
-            if self.key(unit) not in found:
+            if self.folder(unit) not in found:
                 for parent in unit.parents:
                     visit(parent)
-                found[self.key(unit)] = unit
+                found[self.folder(unit)] = unit
 
         for unit in units:
             visit(unit)
@@ -146,6 +146,9 @@ class Workshop:
                 waiting.remove(unit)
                 parents = [self.folder(parent) for parent in unit.parents]
                 working[executor.submit(_make, unit, self._base, parents, self.folder(unit))] = unit
+            if not working:
+                names = ", ".join(sorted({unit.name for unit in waiting}))
+                raise UnitFailed(f"{names}: what they start from was removed meanwhile; the same command makes it anew")
             finished, _ = wait(working, return_when=FIRST_COMPLETED)
             try:
                 for future in finished:

@@ -46,6 +46,12 @@ def test_value_and_gradient_are_those_of_the_formula(weighed: bool) -> None:
     torch.testing.assert_close(layer.weight.grad, 2 * weight + 3.0 * factor * (weight - origin))
 
 
+def test_importance_is_brought_to_where_the_weights_are() -> None:
+    layer = nn.Linear(3, 2, bias=False, device="meta")
+    loss = Penalised(Quadratic(layer), layer, strength=3.0, importance={"weight": torch.rand(2, 3)})
+    assert loss.penalty().device.type == "meta"
+
+
 def test_the_fisher_is_the_mean_of_squared_gradients_of_single_rows(base_source: BaseSource) -> None:
     """Against the obvious loop: every row alone, its whole sequence, all logits."""
     base = load_base(base_source.source, dtype="fp32", device="cpu", cache=Path(base_source.cache))

@@ -80,6 +80,14 @@ def test_mistakes_are_named(data: Path, tmp_path: Path) -> None:
         settings(tmp_path, "a")
 
 
+def test_prompts_may_hold_any_line_separator(tmp_path: Path) -> None:
+    for part, text in (("train", "a\u2028b"), ("eval", "c\x85d")):
+        row = {"id": "1", "definition": "d", "input": text, "output": "o"}
+        (tmp_path / f"a.{part}.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    (task,) = settings(tmp_path, "a")[0].tasks
+    assert [sample.prompt for sample in (*task.train, *task.held_out)] == ["d\n\na\u2028b", "d\n\nc\x85d"]
+
+
 # --- methods ---
 
 
@@ -144,3 +152,11 @@ def test_nothing_is_asked_twice_and_half_a_line_is_passed_over(tmp_path: Path) -
         again.look_up(key, lambda key=key: ask(key))
     assert asked == ["a", "b", "c"]
     assert all(Book(path).holds(key) for key in "abc")
+
+
+def test_an_answer_may_hold_any_line_separator(tmp_path: Path) -> None:
+    said = {"text": "one\u2028two\u2029three\x85four"}
+    Book(tmp_path / "answers.jsonl").look_up("a", lambda: said)
+    again = Book(tmp_path / "answers.jsonl")
+    assert again.holds("a")
+    assert again.look_up("a", dict) == said

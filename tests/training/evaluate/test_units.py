@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,12 @@ import pytest
 
 from expert_store import inspect_adapter, parse_draft
 from tests.support.tiny import write_adapter
+from training.errors import InvalidData
 from training.evaluate.adapters import ADAPTER, GatedLora, SeeExpert, TunedLora
 from training.evaluate.budget import BUDGETS
 from training.evaluate.stream import Sample
 from training.evaluate.units import BaseSource, Spent, Unit, UnitFailed, Workshop, processes
+from training.output import CHECKPOINTS
 from training.selection import Wake
 
 BUDGET = replace(BUDGETS["small"], rank=2, epochs=2, batch_size=4)
@@ -54,6 +57,14 @@ class Fatal(Sum):
 
     def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:  # noqa: ARG002
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True, eq=False)
+class Empty(Sum):
+    """Has nothing to be trained on."""
+
+    def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:  # noqa: ARG002
+        raise InvalidData(folder / "rows.jsonl", [(3, "empty")])
 
 
 def run(workshop: Workshop, *units: Unit) -> list[Unit]:
@@ -96,6 +107,61 @@ def test_a_failure_ends_the_run_and_what_was_done_stays_done(workshop: Workshop,
     assert run(workshop, late) == [bad, late]
     assert (times_made(workshop, good), times_made(workshop, bad)) == (1, 2)
     assert run(workshop, late) == []
+
+
+def test_the_same_work_under_two_names_lies_in_two_folders(workshop: Workshop) -> None:
+    first, second = Sum(1, name="first"), Sum(1, name="second")
+    assert workshop.key(first) == workshop.key(second)
+    above = Sum(10, (second,))
+    assert run(workshop, first, above) == [first, second, above]
+
+
+@dataclass(frozen=True, eq=False)
+class Careless(Sum):
+    """Takes the result of its parent away."""
+
+    def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:  # noqa: ARG002
+        (parents[0] / "done.json").unlink()
+
+
+def test_a_result_that_is_gone_ends_the_run_in_words(workshop: Workshop) -> None:
+    root = Sum(1)
+    above = Careless(10, (root,))
+    with pytest.raises(UnitFailed, match="last: what they start from was removed"):
+        run(workshop, Sum(100, (above, root), name="last"))
+
+
+def test_bad_data_in_another_process_is_named(workshop: Workshop) -> None:
+    with processes(1) as executor, pytest.raises(InvalidData, match="line 3: empty"):
+        workshop.run([Empty(1)], executor, on_done=lambda _: None)
+
+
+def test_an_adapter_cut_off_while_its_checkpoints_are_removed_comes_out_the_same(
+    base_source: BaseSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of the newest checkpoint are gone already, what tells that it is complete is not."""
+    unit = TunedLora("jump", rows("jump"), replace(BUDGET, epochs=4), seed=1)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    unit.make(base_source, [], whole, Spent(whole))
+    remove = shutil.rmtree
+
+    def stop_halfway(folder: Path, **options: Any) -> None:
+        weights = Path(folder) / "checkpoint-16" / "adapter_model.safetensors"
+        if weights.exists():
+            weights.unlink()
+            raise KeyboardInterrupt
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", stop_halfway)
+    with pytest.raises(KeyboardInterrupt):
+        unit.make(base_source, [], cut, Spent(cut))
+    monkeypatch.undo()
+    unit.make(base_source, [], cut, Spent(cut))
+    assert not [path.name for path in cut.iterdir() if CHECKPOINTS in path.name]
+    file = f"{ADAPTER}/adapter_model.safetensors"
+    assert (whole / file).read_bytes() == (cut / file).read_bytes()
 
 
 class CutOff(Spent):
