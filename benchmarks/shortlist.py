@@ -230,7 +230,7 @@ def _tokens(chat: ChatFormat, text: str) -> tuple[int, ...]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
