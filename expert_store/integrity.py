@@ -12,14 +12,13 @@ from expert_store.centroid import CENTROID_FILE, Centroid, parse_centroid
 from expert_store.contents import entries
 from expert_store.disk import digest_bytes, file_sha256, is_plain_file
 from expert_store.errors import CorruptStore, InvalidAdapter, InvalidManifest
-from expert_store.layout import MANIFEST_FILE, Layout, is_claimed, kept_label, write_lock
+from expert_store.layout import LOCK_FILE, MANIFEST_FILE, Layout, is_claimed, kept_label, write_lock
 from expert_store.manifest import FileRecord, Manifest, parse_manifest
 from expert_store.profile import PROFILE_FILE, Profile, parse_profile
 from expert_store.records import CatalogRecord, parse_record
 from expert_store.trained_router import read_router
 
 T = TypeVar("T")
-LOCK_FILE = "catalog.lock"
 
 
 @dataclass(frozen=True)

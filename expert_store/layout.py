@@ -22,6 +22,7 @@ from expert_store.errors import CorruptStore, StoreBusy
 from expert_store.manifest import is_name
 
 MANIFEST_FILE = "manifest.json"
+LOCK_FILE = "catalog.lock"
 LOCK_TIMEOUT_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -90,11 +91,11 @@ class Layout:
 @contextmanager
 def write_lock(layout: Layout, *, timeout_seconds: float = LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
     """Excludes every other writer, thread or process. Raises StoreBusy."""
-    lock = FileLock(layout.root / "catalog.lock", thread_local=False)
+    lock = FileLock(layout.root / LOCK_FILE, thread_local=False)
     try:
         lock.acquire(timeout=timeout_seconds, poll_interval=_POLL_SECONDS)
     except Timeout:
-        raise StoreBusy(layout.root / "catalog.lock", timeout_seconds) from None
+        raise StoreBusy(layout.root / LOCK_FILE, timeout_seconds) from None
     try:
         yield
     finally:
