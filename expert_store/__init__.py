@@ -39,7 +39,6 @@ from expert_store.errors import (
     UnknownExpert,
     UnknownVersion,
     VersionInUse,
-    shown,
 )
 from expert_store.integrity import Problem, verify_store
 from expert_store.layout import MANIFEST_FILE
@@ -143,6 +142,5 @@ __all__ = [
     "read_header",
     "read_profile",
     "read_scaling",
-    "shown",
     "verify_store",
 ]

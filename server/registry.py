@@ -6,8 +6,8 @@ may read them.
 
 import math
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,7 +36,6 @@ from expert_store import (
     complete_manifest,
     inspect_adapter,
     read_profile,
-    shown,
 )
 from server.background import begin_in_background, in_background
 from server.centroids import Centroids
@@ -266,8 +265,8 @@ class Registry:
         told_apart = Check("indicators", True, f"accept and reject differ in token {tokens.shared_length + 1}")
         if asked.invocation_tokens is None:
             return [told_apart]
-        rendered = self._rendered("x", field="indicators")
-        prompt = (*rendered.tokens[rendered.body_length :], *tokens.shared)
+        with _lone_message("indicators"):
+            prompt = (*self._chat.generation_prompt, *tokens.shared)
         start = activation_start(prompt, asked.invocation_tokens)
         if start is None:
             key = part.path("alora_invocation_tokens")
@@ -296,7 +295,8 @@ class Registry:
             return Check("profile", True, f"it came with one, of {self._feature.name}")
         if not draft.samples:
             return Check("profile", True, "neither profile nor samples, so a shortlist never leaves it out")
-        profile = self._feature.profile(self._rendered(sample, field="samples").tokens for sample in draft.samples)
+        with _lone_message("samples"):
+            profile = self._feature.profile(self._rendered(sample).tokens for sample in draft.samples)
         path.write_bytes(profile.to_bytes())
         return Check("profile", True, f"made from {len(draft.samples)} samples, of {self._feature.name}")
 
@@ -309,15 +309,8 @@ class Registry:
         if len(profile.vector_D) != self._feature.width:
             raise _no_profile(f"it has {len(profile.vector_D)} values, this base's have {self._feature.width}")
 
-    def _rendered(self, text: str, *, field: str) -> Prompt:
-        try:
-            return self._chat.render([{"role": "user", "content": text}])
-        except jinja2.TemplateError as error:
-            raise InvalidManifest(
-                field,
-                f"{field}: the base model's chat template refuses {shown(text)} as a user's only message ({error}): "
-                f"leave {field} out, or start the server with another --chat-template",
-            ) from error
+    def _rendered(self, text: str) -> Prompt:
+        return self._chat.render([{"role": "user", "content": text}])
 
     async def _check_effect(self, part: _Part) -> Check:
         effect = await self._engine.measure_effect(part.version, self._sample_prompt(part.version))
@@ -338,7 +331,7 @@ class Registry:
         samples = candidate.manifest.samples
         text = samples[0] if samples else _SAMPLE
         try:
-            prompt = self._chat.render([{"role": "user", "content": text}])
+            prompt = self._rendered(text)
         except jinja2.TemplateError:  # any tokens will do
             prompt = Prompt(self._chat.encode(text), body_length=0)
         tokens, invocation = prompt.tokens, candidate.invocation_tokens or ()
@@ -410,6 +403,19 @@ def _candidate(staged: Staged, draft: ManifestDraft, info: AdapterInfo, name: st
     files = {name: staged.record(name) for name in weights}
     manifest = complete_manifest(draft, info, name=name, version=1, files=files)
     return ExpertVersion(manifest, f"{CANDIDATE}{uuid.uuid4().hex}", staged.folder)
+
+
+@contextmanager
+def _lone_message(field: str) -> Iterator[None]:
+    """Raises InvalidManifest where the chat template refuses what `field` needs: a conversation of one message."""
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        raise InvalidManifest(
+            field,
+            f"{field}: the base model's chat template refuses a user's message alone ({error}): leave {field} out, or "
+            "start the server with another --chat-template",
+        ) from error
 
 
 def _no_profile(reason: str) -> InvalidAdapter:

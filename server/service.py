@@ -253,18 +253,17 @@ class Service:
     async def _render(self, query: Query, readable: Sequence[ExpertVersion]) -> Prompt:
         """In a thread, since a long prompt takes a while to tokenise."""
         try:
-            if isinstance(query.prompt, RawPrompt):
-                prompt = await asyncio.to_thread(self._chat.raw, query.prompt.content)
-            else:
-                prompt = await asyncio.to_thread(self._chat.render, query.prompt)
+            return await asyncio.to_thread(self._rendered, query.prompt, readable)
         except jinja2.TemplateError as error:
             raise InvalidRequest(
                 f"the base model's chat template refuses these messages: {error}", param="messages"
             ) from error
-        asked = [version.asked_as for version in readable]
-        return prompt.shared_before(
-            {self._invocation(one) for one in asked if one.kind == "alora" and one.self_selecting}
-        )
+
+    def _rendered(self, prompt: Sequence[Message] | RawPrompt, readable: Sequence[ExpertVersion]) -> Prompt:
+        """With a body that all who may be asked share."""
+        whole = self._chat.raw(prompt.content) if isinstance(prompt, RawPrompt) else self._chat.render(prompt)
+        asked = (version.asked_as for version in readable if version.self_selecting)
+        return whole.shared_before({self._invocation(one) for one in asked if one.kind == "alora"})
 
     def _invocation(self, expert: ExpertVersion) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What wakes an activated expert up, and the tokens that stand behind the prompt it is asked."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,27 +110,23 @@ def _parse(text: str, line: int, *, answers: bool) -> Row | str:
 
 def refuse_contradictions(own: DataFile, negatives: Sequence[DataFile]) -> None:
     """An input that is to be accepted and rejected teaches nothing. Raises InvalidData."""
-    lines = {row.input: row.line for row in own.rows}
     for file in negatives:
-        problems: list[tuple[int | None, str]] = [
-            (row.line, f"the same input is accepted in {own.path} line {lines[row.input]}")
-            for row in file.rows
-            if row.input in lines
-        ]
-        if problems:
-            raise InvalidData(file.path, problems)
+        _refuse_inputs(file, [own], "the same input is accepted in {}".format)
 
 
 def refuse_seen(held_out: DataFile, trained: Sequence[DataFile]) -> None:
     """An input that is trained on measures nothing. Raises InvalidData with every such row."""
-    seen = {row.input: f"{file.path} line {row.line}" for file in trained for row in file.rows}
+    _refuse_inputs(held_out, trained, "the same input is trained on in {}: remove it from one of the two".format)
+
+
+def _refuse_inputs(file: DataFile, others: Sequence[DataFile], reason: Callable[[str], str]) -> None:
+    """Those of the file that stand in one of the others, too; `reason` says it of the place there."""
+    places = {row.input: f"{other.path} line {row.line}" for other in others for row in other.rows}
     problems: list[tuple[int | None, str]] = [
-        (row.line, f"the same input is trained on in {seen[row.input]}: remove it from one of the two")
-        for row in held_out.rows
-        if row.input in seen
+        (row.line, reason(places[row.input])) for row in file.rows if row.input in places
     ]
     if problems:
-        raise InvalidData(held_out.path, problems)
+        raise InvalidData(file.path, problems)
 
 
 class Encoder:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from expert_store import CorruptStore, ExpertVersion
+from expert_store import CorruptStore, ExpertVersion, StoreError
 from server.background import begin_in_background
 from server.engine.adapter_file import AdapterFile, read_expert
 from server.engine.types import LoadSource
@@ -89,10 +89,11 @@ class HostCache:
             return False
         if (error := entry.reading.exception()) is not None:
             self._drop(expert.digest)
-            if expert.is_candidate:
+            if expert.is_candidate and isinstance(error, StoreError | OSError):
                 raise error
             place = Path(*expert.folder.parts[-3:])
-            raise CorruptStore(place, f"{expert.ref} cannot be read any more: {error}: see `relay experts verify`")
+            said = f"{expert.ref} cannot be read any more: {error}: see `relay experts verify`"
+            raise CorruptStore(place, said) from error
         return True
 
     def take(self, expert: ExpertVersion) -> Taken:

@@ -14,6 +14,12 @@ from server.model.sampling import Sampling
 from tests.api.conftest import App, Start
 from tests.support.asgi import Reply
 
+UNKNOWN_MODELS = [
+    ("gpt-4", "unknown_expert"),
+    ("sql@9", "unknown_version"),
+    ("sql@x", "unknown_alias"),
+    ("relay/none", "unknown_expert"),
+]
 pytestmark = pytest.mark.anyio
 TEXT = "hello wörld 😀"
 
@@ -98,16 +104,7 @@ async def test_one_model_is_shown_as_it_is_listed(world: App, alora: Path) -> No
     assert (old["id"], old["object"], old["parent"]) == ("sql@1", "model", card["parent"])
 
 
-@pytest.mark.parametrize(
-    ("model", "code"),
-    [
-        ("gpt-4", "unknown_expert"),
-        ("sql@9", "unknown_version"),
-        ("sql@x", "unknown_alias"),
-        ("relay/none", "unknown_expert"),
-        ("", "unknown_expert"),
-    ],
-)
+@pytest.mark.parametrize(("model", "code"), [*UNKNOWN_MODELS, ("", "unknown_expert")])
 async def test_a_model_nobody_has_is_not_shown(world: App, alora: Path, model: str, code: str) -> None:
     await world.register(alora, "sql")
     reply = await world.ask("GET", f"/v1/models/{model}")
@@ -248,15 +245,7 @@ async def test_what_is_not_done_here_is_refused_by_name(world: App, fields: dict
     assert world.engine.num_open == 0
 
 
-@pytest.mark.parametrize(
-    ("model", "code"),
-    [
-        ("gpt-4", "unknown_expert"),
-        ("sql@9", "unknown_version"),
-        ("sql@x", "unknown_alias"),
-        ("relay/none", "unknown_expert"),
-    ],
-)
+@pytest.mark.parametrize(("model", "code"), UNKNOWN_MODELS)
 async def test_a_model_nobody_has_is_404(world: App, alora: Path, model: str, code: str) -> None:
     await world.register(alora, "sql")
     for stream in (False, True):

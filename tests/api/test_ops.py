@@ -63,6 +63,23 @@ async def test_the_chat_template_can_be_replaced(start: Start, tmp_path: Path) -
         assert "alternate, please" in reply.json()["error"]["message"]
 
 
+async def test_a_template_that_refuses_a_lone_message_refuses_only_what_needs_one(
+    start: Start, lora: Path, alora: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ raise_exception('alternate, please') }}")
+    async with start(chat_template=template) as world:
+        assert (await world.register(lora, "plain", manifest="{}")).status == 201
+        for folder, manifest, param in (
+            (lora, '{"samples": ["How many users?"]}', "samples"),
+            (alora, '{"indicators": {"accept": "<<pos>>", "reject": "<<neg>>"}}', "indicators"),
+        ):
+            reply = await world.register(folder, "other", manifest=manifest)
+            error = reply.json()["error"]
+            assert (reply.status, error["code"], error["param"]) == (422, "invalid_manifest", param)
+            assert "alternate, please" in error["message"]
+
+
 async def test_metrics_are_prometheus_text(world: App) -> None:
     await world.ask("POST", "/generate", {"prompt": "x"})
     reply = await world.ask("GET", "/metrics", headers={"accept": "text/plain;version=0.0.4"})

@@ -202,6 +202,18 @@ def test_files_that_are_others_by_now_fail_only_the_request_that_needs_them(worl
     assert asyncio.run(answer(world.engine, prompt, world.experts["act16"])) == before
 
 
+def test_whatever_reading_raises_fails_only_who_needs_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(expert: ExpertVersion) -> AdapterFile:
+        raise ValueError(f"{expert.name} surprises")
+
+    monkeypatch.setattr(world.engine.pool.host, "_read", read)
+    plain, prompt = world.experts["plain8"], prompt_of(world, "hello")
+    for digest in ("candidate:3", "sha256:surprising"):
+        with pytest.raises(CorruptStore, match="plain8 surprises"):
+            asyncio.run(world.engine.measure_effect(replace(plain, digest=digest), prompt))
+    assert world.engine.alive
+
+
 @pytest.mark.parametrize("tokens", [(), (5, 400), (5, -1)])
 def test_tokens_that_the_base_cannot_read_are_refused(world: World, tokens: tuple[int, ...]) -> None:
     with pytest.raises(InvalidRequest, match="tokens"):
@@ -291,6 +303,30 @@ def test_sessions_of_a_stopped_engine_are_told(world: World, tmp_path: Path) -> 
     with pytest.raises(EngineStopped):
         asyncio.run(answer(engine, prompt_of(world, "hello"), None))
     engine.check_integrity()
+
+
+def test_what_is_asked_while_the_engine_ends_is_told_too(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(str(world.folder), dtype="fp32", device="cpu", cache=tmp_path)
+    engine = Engine(base, ChatFormat(base.tokenizer), small_config(), Recorder())
+    ending, go_on = threading.Event(), threading.Event()
+
+    def close() -> None:
+        ending.set()
+        assert go_on.wait(20)
+
+    monkeypatch.setattr(engine.pool, "close", close)
+    engine.start()
+    stopping = threading.Thread(target=engine.stop)
+    stopping.start()
+    assert ending.wait(20)
+    try:
+        with pytest.raises(EngineStopped):
+            asyncio.run(asyncio.wait_for(answer(engine, prompt_of(world, "hello"), None), timeout=5))
+    finally:
+        go_on.set()
+        stopping.join(20)
 
 
 def test_a_failing_step_stops_the_engine_and_says_so(world: World, tmp_path: Path) -> None:
