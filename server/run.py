@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from expert_store import StoreError
 from server.app import build_app
-from server.errors import RelayError
+from server.errors import EngineStopped, RelayError
 from server.logs import configure_logging
 from server.protocol import BoundedProtocol
 from server.settings import Settings
@@ -29,7 +29,10 @@ class StartupFailed(RelayError):
 
 
 def run_server(settings: Settings) -> None:
-    """Serves until it is told to stop. Raises RelayError or StoreError where it cannot start."""
+    """Serves until it is told to stop.
+
+    Raises RelayError or StoreError where it cannot start, EngineStopped where its engine failed later.
+    """
     configure_logging(settings.log_level, settings.log_format)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     app = build_app(settings)
@@ -45,11 +48,13 @@ def run_server(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    server = _Server(config)
+    server = _Server(config, app)
     with suppress(KeyboardInterrupt, SystemExit):  # uvicorn exits by itself when a startup fails
         server.run(sockets=[_bind(settings)])
     if not server.started:
         raise _reason(app)
+    if server.engine_failed:
+        raise EngineStopped("the engine failed and the server has stopped: its log says why, and restarting it is safe")
 
 
 def _reason(app: FastAPI) -> RelayError | StoreError:
@@ -61,11 +66,23 @@ def _reason(app: FastAPI) -> RelayError | StoreError:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does. Raises StartupFailed where it cannot.
+    """Says where it listens once it does. Raises StartupFailed where it cannot. Stops by itself once the engine has
+    failed, so that whoever supervises it starts it again.
 
     What was loaded until then stays, so the garbage collector need not look through it again: that took a quarter of a
     second, in which nobody got a token.
     """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+        self.engine_failed = False
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop; uvicorn asks ten times a second."""
+        serving = getattr(self._app.state, "serving", None)
+        self.engine_failed = serving is not None and not serving.engine_alive()
+        return self.engine_failed or await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:

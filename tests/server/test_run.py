@@ -21,7 +21,8 @@ def anyio_backend() -> str:
 
 @pytest.mark.anyio
 async def test_the_garbage_collector_looks_no_more_at_what_was_there_at_the_start() -> None:
-    server = _Server(config := uvicorn.Config(FastAPI(), lifespan="off", log_config=None))
+    app = FastAPI()
+    server = _Server(config := uvicorn.Config(app, lifespan="off", log_config=None), app)
     config.load()
     server.lifespan = config.lifespan_class(config)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -45,7 +46,8 @@ def test_of_two_servers_on_one_port_the_later_one_says_so_and_shuts_down(loop: L
     with _bind(Settings(port=0)) as first, _bind(Settings(port=first.getsockname()[1])) as second:
         first.listen()
         port = first.getsockname()[1]
-        server = _Server(uvicorn.Config(FastAPI(lifespan=lifespan), port=port, loop=loop, log_config=None))
+        app = FastAPI(lifespan=lifespan)
+        server = _Server(uvicorn.Config(app, port=port, loop=loop, log_config=None), app)
         with pytest.raises(StartupFailed, match=rf"127\.0\.0\.1:{port} cannot be listened on .*: choose another"):
             server.run(sockets=[second])
     assert ended == [True]

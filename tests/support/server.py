@@ -18,10 +18,20 @@ _START_SECONDS = 120
 
 
 class RelayServer:
-    """Started on entering, ended on leaving; may be killed and started again in between."""
+    """Started on entering, ended on leaving; may be killed and started again in between. `program` is what Python is to
+    run as `relay`."""
 
-    def __init__(self, *, store: Path, base: str, log: Path, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        store: Path,
+        base: str,
+        log: Path,
+        flags: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "server"),
+    ) -> None:
         self.store = store
+        self._program = program
         self._arguments = ["--store", str(store), "--base", base, "--log-format", "json", *flags]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -34,7 +44,7 @@ class RelayServer:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RELAY_")} | {"OMP_NUM_THREADS": "2"}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "server", "serve", "--host", "127.0.0.1", "--port", str(port), *self._arguments],
+                [sys.executable, *self._program, "serve", "--host", "127.0.0.1", "--port", str(port), *self._arguments],
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -48,6 +58,11 @@ class RelayServer:
     def stop(self) -> int:
         """Asks it to end and returns its exit status."""
         return self._end(signal.SIGTERM)
+
+    def ended(self) -> int:
+        """Waits until it has ended by itself and returns its exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout=60)
 
     def resident_bytes(self) -> int:
         """What the process holds in memory. Linux only."""
