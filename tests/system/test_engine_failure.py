@@ -16,9 +16,8 @@ app()
 def test_the_process_ends_once_its_engine_has_failed(tmp_path: Path) -> None:
     base = tiny.write_base(tmp_path / "base")
     log = tmp_path / "log"
-    server = RelayServer(
-        store=tmp_path / "store", base=str(base), log=log, flags=("--no-demo",), program=("-c", BREAKS_AT_THE_FIRST_STEP)
-    )
+    program = ("-c", BREAKS_AT_THE_FIRST_STEP)
+    server = RelayServer(store=tmp_path / "store", base=str(base), log=log, flags=("--no-demo",), program=program)
     with server:
         answer = server.client.post(server.url + "/generate", json={"prompt": "hello", "max_new_tokens": 4})
         assert answer.status_code == 503
