@@ -32,9 +32,15 @@ class JobMaker:
     def probe(self, future: "asyncio.Future[Any]", prompt: Prompt, experts: Seq[ExpertVersion]) -> ProbeJob:
         """Raises InvocationMissing, NotSelfSelecting, PromptTooLong, RequestTooLarge or ExpertTooLarge."""
         self._check_fits(experts)
-        probes = [(self.waking(expert, prompt), self._indicator_tokens(expert)) for expert in experts]
-        for _, indicators in probes:
-            self._check_context(prompt, indicators.accept, max_new_tokens=0)
+        probes = []
+        starts: dict[tuple[tuple[int, ...] | None, IndicatorTokens], int] = {}  # many experts wake up alike
+        for expert in experts:
+            indicators = self._indicator_tokens(expert)
+            alike = expert.invocation_tokens, indicators
+            if alike not in starts:
+                self._check_context(prompt, indicators.accept, max_new_tokens=0)
+                starts[alike] = Waking.of(expert, prompt, indicators.shared).start
+            probes.append((Waking(expert, starts[alike]), indicators))
         return ProbeJob(future, probes)
 
     def logits(self, future: "asyncio.Future[Any]", prompt: Prompt, expert: ExpertVersion) -> LogitsJob:

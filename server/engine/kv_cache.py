@@ -90,9 +90,10 @@ class BlockPool:
         (source, target) for whoever owns the tensors.
         """
         num_full = num_tokens // self.block_tokens
-        forked = BlockTable(table.reservation)
-        for block in table.blocks[:num_full]:
-            self._hold(forked, block)
+        forked = BlockTable(table.reservation, table.blocks[:num_full])
+        table.reservation.held.update(forked.blocks)  # blocks it holds already, so it cannot outgrow itself
+        for block in forked.blocks:
+            self._holders[block] += 1
         if num_tokens % self.block_tokens == 0:
             return forked, None
         target = self._take()
@@ -104,13 +105,14 @@ class BlockPool:
 
         The last ones are forgotten first, for a beginning is of more use than an end.
         """
-        held = table.reservation.held
+        held, holders = table.reservation.held, self._holders
         for block in reversed(table.blocks):
-            held[block] -= 1
-            if held[block] == 0:
+            if held[block] == 1:
                 del held[block]
-            self._holders[block] -= 1
-            if self._holders[block] == 0:
+            else:
+                held[block] -= 1
+            holders[block] -= 1
+            if holders[block] == 0:
                 if self._keys[block] is None:
                     self._free.append(block)
                 else:

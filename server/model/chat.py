@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class IndicatorTokens:
     accept: tuple[int, ...]
     reject: tuple[int, ...]
 
-    @property
+    @cached_property
     def shared_length(self) -> int:
         return common_prefix_length(self.accept, self.reject)
 

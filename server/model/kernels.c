@@ -109,6 +109,7 @@ void rotate_and_store(bf16 *qkv, const float *cos, const float *sin, bf16 *cache
 /* The first n tokens of every head of block `source` also in block `target`, for each (source, target, n) of `copies`;
  * a block holds `heads` times [block_tokens, D] numbers. */
 void copy_tokens(bf16 *cache, const int64_t *copies, int64_t num, int64_t heads, int64_t block_tokens, int64_t D) {
+#pragma omp parallel for if (num * heads * block_tokens * D > SMALL)
     for (int64_t i = 0; i < num; i++) {
         const bf16 *from = cache + copies[3 * i] * heads * block_tokens * D;
         bf16 *to = cache + copies[3 * i + 1] * heads * block_tokens * D;
@@ -120,9 +121,9 @@ void copy_tokens(bf16 *cache, const int64_t *copies, int64_t num, int64_t heads,
 /* Vectors of as many numbers as a register holds. A pair of bf16 numbers is one 32-bit word; splitting words into their
  * lower and upper numbers is cheaper than widening numbers in order, and sums do not care. */
 #ifdef __AVX512F__
-enum { VECTOR_BYTES = 64 };
+enum { VECTOR_BYTES = 64, KEYS = 4 };
 #else
-enum { VECTOR_BYTES = 32 };
+enum { VECTOR_BYTES = 32, KEYS = 2 };
 #endif
 enum { PAIRS = VECTOR_BYTES / 4, NUMBERS = 2 * PAIRS, TOKENS = 4, ROWS = 4, SPAN = 2 };
 typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES)));
@@ -170,18 +171,33 @@ static inline floats load_floats(const float *from) {
 static inline void store_floats(float *to, floats x) { memcpy(to, &x, sizeof x); }
 
 static inline __attribute__((always_inline)) void open_tile(const Attention *call, Tile *tile, const int64_t *table,
-                                                            int64_t blocks, int64_t head, int64_t D) {
+                                                            int64_t tokens, int64_t head, int64_t D) {
     int64_t C = call->block_tokens;
-    for (int64_t b = 0; b < blocks; b++) {
+    for (int64_t b = 0; b * C < tokens; b++) {
+        int64_t some = tokens - b * C < C ? tokens - b * C : C;
         const bf16 *keys = call->cache + (table[b] * 2 * call->kv_heads + head) * C * D, *values = keys + call->kv_heads * C * D;
         float *turned = tile->keys + b * C, *plain = tile->keys + b * C * D, *into = tile->values + b * C * D;
         if (tile->turned)
             for (int64_t i = 0; i < D; i++)
                 for (int64_t k = 0; k < C; k++) turned[i * tile->stride + k] = wide(keys[k * D + i]);
         else
-            for (int64_t i = 0; i < C * D; i++) plain[i] = wide(keys[i]);
-        for (int64_t i = 0; i < C * D; i++) into[i] = wide(values[i]);
+            for (int64_t i = 0; i < some * D; i++) plain[i] = wide(keys[i]);
+        for (int64_t i = 0; i < some * D; i++) into[i] = wide(values[i]);
     }
+}
+
+/* scores[r][k] = q[r] . key k for so many rows and vectors of turned keys. */
+static inline __attribute__((always_inline)) void score_vectors(const float *q, const Tile *tile, float *scores, int64_t low,
+                                                                int64_t D, const int rows, const int vectors) {
+    floats dot[ROWS][KEYS] = {0};
+    for (int64_t i = 0; i < D; i++) {
+        floats key[KEYS];
+        for (int v = 0; v < vectors; v++) key[v] = load_floats(tile->keys + i * tile->stride + low + v * PAIRS);
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++) dot[r][v] += q[r * D + i] * key[v];
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) store_floats(scores + r * tile->stride + low + v * PAIRS, dot[r][v]);
 }
 
 /* scores[r][k] = q[r] . key k, of so many rows; also of keys that share a vector with those. */
@@ -196,14 +212,9 @@ static inline __attribute__((always_inline)) void score(const float *q, const Ti
             }
         return;
     }
-    for (int64_t low = from / PAIRS * PAIRS; low < to; low += PAIRS) {
-        floats dot[ROWS] = {0};
-        for (int64_t i = 0; i < D; i++) {
-            floats key = load_floats(tile->keys + i * tile->stride + low);
-            for (int r = 0; r < rows; r++) dot[r] += q[r * D + i] * key;
-        }
-        for (int r = 0; r < rows; r++) store_floats(scores + r * tile->stride + low, dot[r]);
-    }
+    int64_t low = from / PAIRS * PAIRS;
+    for (; low + (KEYS - 1) * PAIRS < to; low += KEYS * PAIRS) score_vectors(q, tile, scores, low, D, rows, KEYS);
+    for (; low < to; low += PAIRS) score_vectors(q, tile, scores, low, D, rows, 1);
 }
 
 /* sum[r] = shrink[r] * sum[r] + scores[r] . values [from, to) for so many rows and vectors of columns. */
@@ -223,12 +234,15 @@ static inline __attribute__((always_inline)) void mix(const float *scores, const
         for (int v = 0; v < vectors; v++) store_floats(sum + r * sum_stride + low + v * PAIRS, own[r][v]);
 }
 
+/* Numbers of a row's sum, in whole vectors where D is: its weighted values, the highest score, the sum of the weights. */
+static inline int64_t sum_size(int64_t D) { return D + PAIRS; }
+
 /* Takes a tile into the sums of so many rows; row r sees its keys [from[r], to[r]). A sum holds the weighted values,
  * the highest score so far, and the sum of the weights, all relative to that score. */
 static inline __attribute__((always_inline)) void absorb(const float *q, const Tile *tile, const int64_t *from,
                                                          const int64_t *to, float *scores, float *sum, int64_t D,
                                                          const int rows) {
-    int64_t lowest = from[0], end = to[0], stride = D + 2, low = 0;
+    int64_t lowest = from[0], end = to[0], stride = sum_size(D), low = 0;
     float shrink[ROWS];
     for (int r = 1; r < rows; r++) lowest = from[r] < lowest ? from[r] : lowest, end = to[r] > end ? to[r] : end;
     score(q, tile, scores, lowest, end, D, rows);
@@ -259,21 +273,27 @@ static inline __attribute__((always_inline)) void absorb_rows(const float *q, co
                                                               const int64_t *to, float *scores, float *sum, int64_t D,
                                                               int64_t rows) {
     int64_t r = 0;
-    for (; r + ROWS <= rows; r += ROWS)
-        absorb(q + r * D, tile, from + r, to + r, scores, sum + r * (D + 2), D, ROWS);
-    for (; r < rows; r++) absorb(q + r * D, tile, from + r, to + r, scores, sum + r * (D + 2), D, 1);
+#define ABSORB(some) absorb(q + r * D, tile, from + r, to + r, scores, sum + r * sum_size(D), D, some)
+    for (; r + ROWS <= rows; r += ROWS) ABSORB(ROWS);
+    if (rows - r == 3) ABSORB(3);
+    else if (rows - r == 2) ABSORB(2);
+    else if (rows - r == 1) ABSORB(1);
+#undef ABSORB
 }
 
+/* So many fp32 numbers and as many more as fill the last vector: what lies behind them begins a line of the cache. Vectors
+ * across two lines cost a tenth of a decode step's attention. */
+static inline int64_t whole_vectors(int64_t numbers) { return (numbers + PAIRS - 1) / PAIRS * PAIRS; }
+
 static inline int64_t tile_stride(int64_t block_tokens) {
-    return (blocks_of_a_tile(block_tokens) * block_tokens + PAIRS - 1) / PAIRS * PAIRS;
+    return whole_vectors(blocks_of_a_tile(block_tokens) * block_tokens);
 }
 
 /* How many fp32 numbers `attend_head` needs for so many rows: of each two limits of 64 bits, its query and its sum; a tile's
- * keys and values; scores of some rows. An even number, for the limits' sake. */
+ * keys and values; scores of some rows. */
 int64_t attend_scratch(int64_t rows, int64_t D, int64_t block_tokens) {
     int64_t stride = tile_stride(block_tokens), tokens = blocks_of_a_tile(block_tokens) * block_tokens;
-    int64_t size = rows * (4 + D + D + 2) + (stride + tokens) * D + ROWS * stride;
-    return size + size % 2;
+    return whole_vectors(4 * rows) + whole_vectors(rows * (D + sum_size(D)) + (stride + tokens) * D + ROWS * stride);
 }
 
 /* Of all rows: the query, widened and scaled, and an empty sum. */
@@ -281,7 +301,7 @@ static inline __attribute__((always_inline)) void open_rows(const Attention *cal
                                                             float *q, float *sum, int64_t D) {
     int64_t group = call->heads / call->kv_heads;
     for (int64_t s = low; s < high; s++)
-        for (int64_t r = 0; r < call->count[s] * group; r++, q += D, sum += D + 2) {
+        for (int64_t r = 0; r < call->count[s] * group; r++, q += D, sum += sum_size(D)) {
             const bf16 *x = call->query + (call->first[s] + r / group) * call->query_stride + (head * group + r % group) * D;
             for (int64_t i = 0; i < D; i++) q[i] = wide(x[i]) * call->scale, sum[i] = 0;
             sum[D] = -INFINITY;
@@ -293,7 +313,7 @@ static inline __attribute__((always_inline)) void open_rows(const Attention *cal
 static inline __attribute__((always_inline)) void close_rows(const Attention *call, int64_t s, int64_t head,
                                                              const float *sum, int64_t D) {
     int64_t group = call->heads / call->kv_heads;
-    for (int64_t r = 0; r < call->count[s] * group; r++, sum += D + 2) {
+    for (int64_t r = 0; r < call->count[s] * group; r++, sum += sum_size(D)) {
         bf16 *o = call->out + ((call->first[s] + r / group) * call->heads + head * group + r % group) * D;
         for (int64_t i = 0; i < D; i++) o[i] = narrow(sum[i] / sum[D + 1]);
     }
@@ -307,7 +327,7 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
     int64_t some = blocks_of_a_tile(C), stride = tile_stride(C);
     for (int64_t s = low; s < high; s++) rows += call->count[s] * group;
     int64_t *from = (int64_t *)scratch, *to = from + rows;
-    float *keys = (float *)(to + rows);
+    float *keys = scratch + whole_vectors(4 * rows);
     Tile tile = {keys, keys + stride * D, stride, 0};
     float *scores = tile.values + some * C * D, *queries = scores + ROWS * stride, *sums = queries + rows * D, *q = queries;
     if (stride > some * C) memset(keys, 0, (size_t)(stride * D) * sizeof *keys); /* vectors reach behind the last key */
@@ -317,7 +337,7 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
     for (int64_t b = 0; b < shared; b += some) {
         int64_t blocks = shared - b < some ? shared - b : some;
         for (int64_t r = 0; r < rows; r++) from[r] = 0, to[r] = blocks * C;
-        open_tile(call, &tile, call->table + call->table_start[low] + b, blocks, head, D);
+        open_tile(call, &tile, call->table + call->table_start[low] + b, blocks * C, head, D);
         absorb_rows(queries, &tile, from, to, scores, sums, D, rows);
     }
     for (int64_t s = low; s < high; s++) {
@@ -325,20 +345,21 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
         int64_t oldest = window && position >= window ? position - window + 1 : 0, last = (position + count - 1) / C;
         tile.turned = own > FEW;
         for (int64_t b = oldest / C > shared ? oldest / C : shared; b <= last; b += some) {
-            int64_t blocks = last - b + 1 < some ? last - b + 1 : some, begin = own, end = 0;
+            int64_t blocks = last - b + 1 < some ? last - b + 1 : some, begin = own, end = 0, seen = 0;
             for (int64_t r = 0; r < own; r++) {
                 int64_t at = position + r / group - b * C; /* within the tile */
                 to[r] = at < blocks * C ? at + 1 : blocks * C;
                 from[r] = window && at - window + 1 > 0 ? at - window + 1 : 0;
+                seen = to[r] > seen ? to[r] : seen;
                 if (from[r] < to[r]) begin = r < begin ? r : begin, end = r + 1; /* they follow on each other */
             }
-            open_tile(call, &tile, call->table + call->table_start[s] + b, blocks, head, D);
+            open_tile(call, &tile, call->table + call->table_start[s] + b, seen, head, D);
             if (begin < end)
-                absorb_rows(q + begin * D, &tile, from + begin, to + begin, scores, sums + begin * (D + 2), D, end - begin);
+                absorb_rows(q + begin * D, &tile, from + begin, to + begin, scores, sums + begin * sum_size(D), D, end - begin);
         }
         close_rows(call, s, head, sums, D);
         q += own * D;
-        sums += own * (D + 2);
+        sums += own * sum_size(D);
     }
 }
 
@@ -401,6 +422,7 @@ static inline __attribute__((always_inline)) void project_block(const bf16 *x, c
         for (int t = 0; t < tokens; t++) low[t] = lower(load(x + t * I + i)), high[t] = upper(load(x + t * I + i));
         for (int r = 0; r < rows; r++) {
             words w = load(a + r * I + i);
+            __builtin_prefetch(a + (r + rows) * I + i);
             for (int t = 0; t < tokens; t++) sum[t][r] += low[t] * lower(w) + high[t] * upper(w);
         }
     }
@@ -449,6 +471,7 @@ static inline __attribute__((always_inline)) void expand_block(const float *h, i
         for (int64_t z = 0; z < rank; z++)
             for (int n = 0; n < span; n++) {
                 words w = load(b + (slot[s] * rank + z) * width + n * NUMBERS);
+                __builtin_prefetch(b + (slot[s] * rank + z) * width + (n + span) * NUMBERS);
                 for (int t = 0; t < tokens; t++) {
                     float factor = h[t * h_stride + s * terms + z];
                     low[t][n] += factor * lower(w);

@@ -101,7 +101,7 @@ class _Batch:
 class LoraPlan:
     """Which slots each token of a step uses."""
 
-    present: frozenset[int]  # first slots of the experts at work
+    present: frozenset[int]  # slots of the experts at work
     runs: Sequence[_Run]
     batches: Sequence[_Batch]
     native: NativeRuns | None  # all of them, where there are kernels; then there are no runs or batches here
@@ -114,14 +114,15 @@ def plan_lora(
 
     Any order is right; adjacent tokens of one expert are what makes it fast. `native`: kernels take the short runs.
     """
+    if native:
+        pieces = list(_pieces(slots_T))
+        present = frozenset(slot for *_, entries in pieces for slot, _ in entries)
+        return LoraPlan(present, (), (), NativeRuns(pieces)) if pieces else None
     runs = list(_runs(slots_T))
     if not runs:
         return None
-    present = frozenset(run.slots.start for run in runs)
-    if native:
-        return LoraPlan(present, (), (), NativeRuns(list(_pieces(slots_T))))
-    long, batches = _batched(runs, device)
-    return LoraPlan(present, long, batches, None)
+    present = frozenset(slot for run in runs for slot in run.slots)
+    return LoraPlan(present, *_batched(runs, device), None)
 
 
 def _pieces(slots_T: Sequence[Slots | Blend | None]) -> Iterator[tuple[int, int, list[tuple[int, Tensor | None]]]]:
