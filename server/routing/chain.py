@@ -81,17 +81,18 @@ class ChainRouter:
 
     async def _ask_window(self, window: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:
         """Verdicts in chain order, of all that had to be asked."""
+        place = {expert.digest: number for number, expert in enumerate(window)}
         activated = [expert for expert in window if expert.asked_as.kind == "alora"]
         verdicts = await _ask(activated, prober)
         first = next((v.expert for v in verdicts if v.accepted), None)
-        before = window if first is None else window[: window.index(first)]
+        before = window if first is None else window[: place[first.digest]]
         plain = [expert for expert in before if expert.asked_as.kind == "lora"]
         for start in range(0, len(plain), self._plain_window):
             answers = await _ask(plain[start : start + self._plain_window], prober)
             verdicts += answers
             if any(verdict.accepted for verdict in answers):
                 break
-        verdicts.sort(key=lambda verdict: window.index(verdict.expert))
+        verdicts.sort(key=lambda verdict: place[verdict.expert.digest])
         _drop_losers(verdicts, prober)
         return verdicts
 
