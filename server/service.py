@@ -263,13 +263,14 @@ class Service:
         """With a body that all who may be asked share."""
         whole = self._chat.raw(prompt.content) if isinstance(prompt, RawPrompt) else self._chat.render(prompt)
         asked = (version.asked_as for version in readable if version.self_selecting)
-        return whole.shared_before({self._invocation(one) for one in asked if one.kind == "alora"})
+        alike = {(one.invocation_tokens, one.manifest.indicators) for one in asked if one.kind == "alora"}
+        return whole.shared_before({self._invocation(*one) for one in alike})
 
-    def _invocation(self, expert: ExpertVersion) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _invocation(
+        self, tokens: tuple[int, ...] | None, indicators: Indicators | None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What wakes an activated expert up, and the tokens that stand behind the prompt it is asked."""
-        indicators = expert.manifest.indicators
-        shared = () if indicators is None else self._chat.indicator_tokens(indicators).shared
-        return expert.invocation_tokens or (), shared
+        return tokens or (), () if indicators is None else self._chat.indicator_tokens(indicators).shared
 
     async def _shortlisted(self, case: "_Case", size: int, prompt: Prompt) -> "_Case":
         """In a thread, since the first one on a new catalog builds an index."""

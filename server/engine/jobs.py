@@ -115,11 +115,13 @@ class ProbeJob:
         if isinstance(pinned, Access):
             return pinned
         ahead = resources.chosen.among([expert.digest for expert in experts if expert.answers_after_accept])
+        choices: dict[IndicatorTokens, Choice] = {}  # most experts have the same indicators
         for (waking, indicators), slots in zip(self.probes, pinned, strict=True):
             tail = indicators.accept if waking.expert.digest in ahead else indicators.shared
-            at = len(state.prompt.tokens) + indicators.shared_length
-            choice = Choice(at, (indicators.accept_token, indicators.reject_token))
-            self._lanes.append(open_expert_lane(state, waking, slots, tail, resources, choice=choice))
+            if indicators not in choices:
+                at = len(state.prompt.tokens) + indicators.shared_length
+                choices[indicators] = Choice(at, (indicators.accept_token, indicators.reject_token))
+            self._lanes.append(open_expert_lane(state, waking, slots, tail, resources, choice=choices[indicators]))
         return resources.access
 
     def take(self, state: SessionState, logits: StepLogits, resources: Resources) -> None:

@@ -34,6 +34,8 @@ class NativeGroup:
 
 def _pieces(span: SegmentSpan) -> list[SegmentSpan]:
     """A segment as short ones, which are dealt out to threads and reach only as far as their own last key."""
+    if span.num_queries <= _NATIVE_QUERIES:
+        return [span]
     return [
         SegmentSpan(
             span.first_token + done, min(_NATIVE_QUERIES, span.num_queries - done), span.position + done, span.blocks
@@ -68,6 +70,8 @@ def families_of(spans: Sequence[SegmentSpan], kv: PagedKV, threads: int) -> Iter
 
 def _num_common(tables: Sequence[Sequence[int]]) -> int:
     """How many blocks all of them begin with in common."""
+    if all(table == tables[0] for table in tables):
+        return len(tables[0])
     columns = zip(*tables, strict=False)
     return next((at for at, column in enumerate(columns) if len(set(column)) > 1), min(map(len, tables)))
 
