@@ -129,7 +129,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     metrics = _metrics(settings, base, store)
     gradients = GradientWorker(base, chat)
     engine = await asyncio.to_thread(make_engine, base, chat, _engine_config(settings), metrics)
-    pins = Pins(discard_in_background(store))
+    pins = Pins(discard_in_background(store, engine))
     registry = Registry(
         store=store,
         spec=base.spec,

@@ -59,6 +59,8 @@ class EffectEngine(Protocol):
 
     def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None: ...
 
+    def forget(self, version: ExpertVersion) -> None: ...
+
 
 class ProfileFeature(Protocol):
     """What profiles are made of; `server.model.feature.PromptFeature` in production."""
@@ -378,10 +380,11 @@ async def _staged(store: ExpertStore) -> AsyncIterator[Staged]:
         await in_background(lambda: staging.__exit__(None, None, None))
 
 
-def discard_in_background(store: ExpertStore) -> Callable[[ExpertVersion], None]:
-    """What `Pins` calls: removes a deleted version's files without holding up the event loop."""
+def discard_in_background(store: ExpertStore, engine: EffectEngine) -> Callable[[ExpertVersion], None]:
+    """What `Pins` calls: has a deleted version's memory given up, and its files without holding up the event loop."""
 
     def discard(version: ExpertVersion) -> None:
+        engine.forget(version)
         begin_in_background(lambda: _discard(store, version))
 
     return discard

@@ -25,7 +25,7 @@ from server.model.lora import AdapterWeights, Terms
 
 _PREFIX = "base_model.model."
 _A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18  # under a millisecond, also where the system has to find new pages for them
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

@@ -182,6 +182,11 @@ class Engine:
         with suppress(EngineStopped):
             self._post(lambda: self.pool.adopt(candidate, version))
 
+    def forget(self, version: ExpertVersion) -> None:
+        """The version was deleted and no request can read it any more."""
+        with suppress(EngineStopped):
+            self._post(lambda: self.pool.forget(version))
+
     def check_integrity(self) -> None:
         """Asserts that nothing leaks. Only for a stopped engine or one without sessions."""
         self.blocks.check_integrity([lane.sequence.table for state in self._active for lane in state.lanes()])

@@ -131,6 +131,12 @@ class ExpertPool:
             self._residents[version.digest] = _Resident(version, resident.slots)
             self._slots = [version.digest if owner == candidate.digest else owner for owner in self._slots]
 
+    def forget(self, expert: ExpertVersion) -> None:
+        """Nobody will ask for this expert again: the host's copy goes now, its slots when they are needed."""
+        for part in (expert, expert.gate):
+            if part is not None:
+                self.host.forget(part)
+
     def unpin(self, expert: ExpertVersion) -> None:
         resident = self._residents[expert.digest]
         assert resident.num_pins > 0, "an expert was unpinned more often than pinned. This is a bug."

@@ -113,6 +113,12 @@ class HostCache:
         if entry is not None:
             self._entries[version.digest] = entry
 
+    def forget(self, expert: ExpertVersion) -> None:
+        """Gives up the bytes of an expert that nobody will ask for again; what is still being read goes by and by."""
+        entry = self._entries.get(expert.digest)
+        if entry is not None and entry.reading.done():
+            self._drop(expert.digest)
+
     def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)
 

@@ -170,9 +170,11 @@ async def test_a_request_keeps_the_version_it_began_with(world: App, alora: Path
     assert (await world.ask("DELETE", "/experts/sql/versions/1")).status == 200
     assert (await world.ask("POST", "/route", {"prompt": "hi", "expert": "sql@1"})).status == 404
     assert first.folder.is_dir()
+    assert world.engine.forgotten == []
     world.engine.resume.set()
     assert (await exchange.finish()).json()["routing"]["version"] == 1
     await gone(store, first.folder.is_dir)
+    assert world.engine.forgotten == ["sql@1"]
 
 
 async def test_a_routed_request_lets_go_of_experts_it_did_not_choose(world: App, alora: Path) -> None:

@@ -240,6 +240,16 @@ def test_a_candidate_that_was_measured_is_not_read_again_once_it_is_published(wo
     assert asyncio.run(answer(world.engine, prompt, published)) == before
 
 
+def test_what_was_deleted_leaves_the_host_cache(world: World) -> None:
+    version = replace(world.experts["plain8"], digest="sha256:soon deleted")
+    prompt = prompt_of(world, "hello")
+    asyncio.run(answer(world.engine, prompt, version))
+    assert version.digest in world.engine.pool.host.digests
+    world.engine.forget(version)
+    asyncio.run(answer(world.engine, prompt, None))  # commands are taken in order
+    assert version.digest not in world.engine.pool.host.digests
+
+
 def test_a_candidate_is_read_by_threads_that_give_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     host, readers = world.engine.pool.host, []
 

@@ -84,6 +84,18 @@ def test_the_gates_score_is_pefts_and_the_answer_is_that_of_pefts_plain_lora(
         assert asyncio.run(generated(world.engine, prompt, version)) == expected, "as when it is named"
 
 
+def test_a_deleted_experts_gate_leaves_the_host_cache_with_it(world: World, gated: dict[str, ExpertVersion]) -> None:
+    expert = with_threshold(gated["gated-a"], 0.0)
+    assert expert.gate is not None
+    catalog, host = chain_of(expert), world.engine.pool.host
+    decision, *_ = asyncio.run(routed(world.engine, prompt_of(world), catalog))
+    assert decision.expert == expert
+    assert {expert.digest, expert.gate.digest} <= host.digests
+    world.engine.forget(expert)
+    asyncio.run(generated(world.engine, prompt_of(world), gated["gated-b"]))  # commands are taken in order
+    assert host.digests.isdisjoint({expert.digest, expert.gate.digest})
+
+
 def test_gates_cost_one_prefill_of_the_base_and_a_few_tokens_each(
     world: World, gated: dict[str, ExpertVersion]
 ) -> None:

@@ -92,6 +92,21 @@ def test_a_failed_read_that_nobody_asks_about_gives_its_room_away() -> None:
     assert cache.used_bytes == 20
 
 
+def test_what_is_forgotten_is_gone_unless_it_is_being_read() -> None:
+    disk = GatedDisk(gated=("slow",))
+    cache = disk.cache(100)
+    load(cache, disk, of("a"))
+    assert not cache.ready(of("slow", 25), keep=())
+    for expert in (of("a"), of("slow", 25), of("absent")):
+        cache.forget(expert)
+    assert cache.used_bytes == 25
+    disk.let("slow")
+    disk.wait(2)
+    cache.forget(of("slow", 25))
+    assert (cache.used_bytes, cache.digests) == (0, frozenset())
+    cache.check_integrity()
+
+
 def test_an_expert_larger_than_the_budget_is_refused_with_both_numbers() -> None:
     cache = GatedDisk().cache(200)
     cache.check_fits(of("right", 200))

@@ -40,6 +40,7 @@ class FakeEngine:
         self.effect = 1.5
         self.effect_by_kind: dict[str, float] = {}
         self.adopted: list[tuple[ExpertVersion, ExpertVersion]] = []
+        self.forgotten: list[str] = []
         self.measured: list[ExpertVersion] = []
         self.resume = asyncio.Event()
         self.resume.set()
@@ -80,6 +81,9 @@ class FakeEngine:
 
     def adopt(self, candidate: ExpertVersion, version: ExpertVersion) -> None:
         self.adopted.append((candidate, version))
+
+    def forget(self, version: ExpertVersion) -> None:
+        self.forgotten.append(version.ref)
 
 
 class FakeSession:
