@@ -154,7 +154,7 @@ def test_segments_of_any_kind_on_every_level_of_processor(seed: int, every_kerne
         first += num_queries
     if spans:
         for kernels in every_kernels:
-            check_kernels(spans, kv, rng.choice([None, 3, 50, 150]), kernels, kv_heads * rng.choice([1, 3, 4]))
+            check_kernels(spans, kv, rng.choice([None, 3, 50, 150]), kernels, kv_heads * rng.choice([1, 2, 3, 4]))
 
 
 def test_a_nan_in_a_query_reaches_its_own_answer_and_no_other(kernels: Kernels) -> None:
