@@ -20,6 +20,7 @@ from expert_store import (
     Origin,
     read_centroid,
 )
+from server.background import in_background
 from server.errors import InvalidRequest
 from server.model.chat import ChatFormat, Prompt
 from server.model.gradient import mean_direction
@@ -80,7 +81,7 @@ class Centroids:
         if census is None:
             return "none, since those of the pool were projected differently"
         try:
-            prompts = sample_prompts(self._chat, samples)
+            prompts = await in_background(lambda: sample_prompts(self._chat, samples))
             centroid = await make_centroid(self._gradients, census, prompts)
         except InvalidRequest as error:
             return f"none, since its samples give none: {error.message}"

@@ -182,7 +182,7 @@ class Registry:
         checks.append(await in_background(lambda: self._provide_profile(staged, draft)))
         said = await self._centroids.provide(staged.folder, draft.samples, name=wanted, catalog=self._store.catalog)
         checks.append(Check("centroid", True, said))
-        checks.extend(self._check_selection(parts[-1]))
+        checks.extend(await in_background(lambda: self._check_selection(parts[-1])))
         for part in parts:
             checks.append(await self._check_effect(part))
         version = await in_background(lambda: self._store.publish(staged, draft, info, name=wanted, activate=activate))
@@ -315,7 +315,8 @@ class Registry:
         return self._chat.render([{"role": "user", "content": text}])
 
     async def _check_effect(self, part: _Part) -> Check:
-        effect = await self._engine.measure_effect(part.version, self._sample_prompt(part.version))
+        prompt = await in_background(lambda: self._sample_prompt(part.version))
+        effect = await self._engine.measure_effect(part.version, prompt)
         weights = part.path(WEIGHTS_FILE)
         if not math.isfinite(effect):
             reason = "with it the model's logits are not finite: its weights are damaged or far too large"
