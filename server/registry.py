@@ -183,9 +183,15 @@ class Registry:
         said = await self._centroids.provide(staged.folder, draft.samples, name=wanted, catalog=self._store.catalog)
         checks.append(Check("centroid", True, said))
         checks.extend(await in_background(lambda: self._check_selection(parts[-1])))
-        for part in parts:
-            checks.append(await self._check_effect(part))
-        version = await in_background(lambda: self._store.publish(staged, draft, info, name=wanted, activate=activate))
+        try:
+            for part in parts:
+                checks.append(await self._check_effect(part))
+            version = await in_background(
+                lambda: self._store.publish(staged, draft, info, name=wanted, activate=activate)
+            )
+        except BaseException:
+            self._engine.forget(candidate)
+            raise
         for part, published in zip(parts, _parts(version), strict=True):
             self._engine.adopt(part.version, published.version)
         log.info("registered", expert=version.ref, kind=version.kind, rank=version.rank, digest=version.digest)

@@ -25,7 +25,8 @@ from server.model.lora import AdapterWeights, Terms
 
 _PREFIX = "base_model.model."
 _A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
-_PIECE_BYTES = 1 << 18  # under a millisecond, also where the system has to find new pages for them
+_COPIED_BYTES = 1 << 18  # at a time: under a millisecond, also where the system has to find new pages for them
+_TURNED_BYTES = 1 << 20  # at a time: these pages are there, and short operations wait for the interpreter each
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -175,7 +176,7 @@ def _runs(layout: tuple[_Module, ...]) -> Iterator[_Run]:
     for pieces in kinds.values():
         distances = {after.offset_bytes - before.offset_bytes for before, after in pairwise(pieces)}
         distance = distances.pop() if len(distances) == 1 else 0
-        most = max(1, _PIECE_BYTES // pieces[0].num_bytes) if distance else 1
+        most = max(1, _TURNED_BYTES // pieces[0].num_bytes) if distance else 1
         for first in range(0, len(pieces), most):
             yield _Run(pieces[first], len(pieces[first : first + most]), distance)
 
@@ -186,7 +187,7 @@ def _copy(path: Path) -> mmap.mmap:
     data = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with path.open("rb", buffering=0) as file, memoryview(data) as whole:
         copied = 0
-        while num_bytes := file.readinto(whole[copied : copied + _PIECE_BYTES]):
+        while num_bytes := file.readinto(whole[copied : copied + _COPIED_BYTES]):
             copied += num_bytes
             breathe()
     if copied != size_bytes:

@@ -183,7 +183,7 @@ class Engine:
             self._post(lambda: self.pool.adopt(candidate, version))
 
     def forget(self, version: ExpertVersion) -> None:
-        """The version was deleted and no request can read it any more."""
+        """A deleted version that no request can read any more, or a candidate that will not be published."""
         with suppress(EngineStopped):
             self._post(lambda: self.pool.forget(version))
 

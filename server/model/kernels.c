@@ -119,7 +119,8 @@ void copy_tokens(bf16 *cache, const int64_t *copies, int64_t num, int64_t heads,
 }
 
 /* Vectors of as many numbers as a register holds. A pair of bf16 numbers is one 32-bit word; splitting words into their
- * lower and upper numbers is cheaper than widening numbers in order, and sums do not care. */
+ * lower and upper numbers is cheaper than widening numbers in order, and sums do not care.
+ * KEYS: vectors of keys that are scored at once, as many as registers hold. */
 #ifdef __AVX512F__
 enum { VECTOR_BYTES = 64, KEYS = 4 };
 #else

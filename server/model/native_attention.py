@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from server.model.chat import common_prefix_length
 from server.model.native import Kernels, NativeSpans
 from server.model.paged_kv import Call, PagedKV, SegmentSpan
 
@@ -60,7 +61,7 @@ def families_of(spans: Sequence[SegmentSpan], kv: PagedKV, threads: int) -> Iter
         size = max(1, min(_FAMILY, len(together) * kv.num_kv_heads // (2 * threads)))
         for first in range(0, len(together), size):
             family = together[first : first + size]
-            tables = [span.blocks[: span.position // kv.block_tokens] for span in family]
+            tables = [tuple(span.blocks[: span.position // kv.block_tokens]) for span in family]
             num_shared = _num_common(tables)
             if 2 * num_shared >= max(len(table) for table in tables) > 0 and len(family) > 1:
                 yield family, num_shared
@@ -68,12 +69,9 @@ def families_of(spans: Sequence[SegmentSpan], kv: PagedKV, threads: int) -> Iter
                 yield from (([span], 0) for span in family)
 
 
-def _num_common(tables: Sequence[Sequence[int]]) -> int:
-    """How many blocks all of them begin with in common."""
-    if all(table == tables[0] for table in tables):
-        return len(tables[0])
-    columns = zip(*tables, strict=False)
-    return next((at for at, column in enumerate(columns) if len(set(column)) > 1), min(map(len, tables)))
+def _num_common(tables: Sequence[tuple[int, ...]]) -> int:
+    """How many blocks all of them begin with in common: as many as the first and the last in order."""
+    return common_prefix_length(min(tables), max(tables))
 
 
 class NativeCopies:

@@ -75,6 +75,7 @@ async def test_an_expert_without_effect_is_refused(world: App, alora: Path, effe
     world.engine.effect = effect
     refused(await world.register(alora, "sql"), "adapter_model.safetensors")
     assert world.store.catalog.generation == 0
+    assert world.engine.forgotten == ["sql@1"], "its bytes stay in memory"
 
 
 async def test_the_effect_is_measured_where_the_expert_is_awake(world: App, alora: Path) -> None:
@@ -82,6 +83,7 @@ async def test_the_effect_is_measured_where_the_expert_is_awake(world: App, alor
     [candidate] = world.engine.measured
     assert candidate.digest.startswith("candidate:")
     assert candidate.invocation_tokens == world.engine.chat.generation_prompt
+    assert world.engine.forgotten == []
 
 
 def altered(folder: Path, change: Callable[[dict[str, Any]], None]) -> bytes:
