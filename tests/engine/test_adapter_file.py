@@ -87,7 +87,7 @@ def test_layers_are_turned_together_or_alone_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, uneven: bool
 ) -> None:
     """Where one layer's rank, and so what lies between the others' matrices, differs, no two distances are alike."""
-    monkeypatch.setattr(adapter_file, "_PIECE_BYTES", most)
+    monkeypatch.setattr(adapter_file, "_TURNED_BYTES", most)
     ranks = {2: 5} if uneven else {}
     tensors = {}
     for layer in range(6):
