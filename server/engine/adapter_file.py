@@ -1,9 +1,8 @@
-"""One expert's weights in memory, in as many bytes as its file has. Knows PEFT's format; nothing of slots.
+"""Reads one expert's weights into memory, as many bytes as its file has. Knows PEFT's format; nothing of slots.
 
-The file's own number format takes half the bytes of fp32 for most adapters and loses nothing. The tensors a slot is
-filled from are views of those bytes, made when they are needed: hundreds of tensor objects would weigh as much as a
-small expert itself. Only B lies otherwise than in the file: turned as slots hold it, by the thread that reads, since
-reading it against the grain is what takes longest when a slot is filled.
+The file's own number format takes half the bytes of fp32 for most adapters and loses nothing. Only B lies otherwise
+than in the file: turned as slots hold it, by the thread that reads, since reading it against the grain is what takes
+longest when a slot is filled.
 """
 
 import mmap
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expert_store import WEIGHTS_FILE, ExpertVersion, InvalidAdapter, breathe, read_config, read_header, read_scaling
-from server.model.lora import AdapterWeights, Terms
+from server.model.adapter_weights import AdaptedLinear, AdapterWeights, Layout, Matrix
 
 _PREFIX = "base_model.model."
 _A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
@@ -30,92 +29,45 @@ _TURNED_BYTES = 1 << 20  # at a time: these pages are there, and short operation
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Where one tensor lies in the file."""
-
-    offset_bytes: int
-    dtype: torch.dtype
-    shape: tuple[int, int]
-
-    @property
-    def num_bytes(self) -> int:
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
-
-    def of(self, data: mmap.mmap) -> Tensor:
-        rows, columns = self.shape
-        return torch.frombuffer(data, dtype=self.dtype, count=rows * columns, offset=self.offset_bytes).view(self.shape)
-
-
-@dataclass(frozen=True)
-class _Module:
-    """`b` is of the matrix once it has been turned, [r, O]."""
-
-    path: str
-    a: _Piece
-    b: _Piece
-    scaling: float
-
-
-@dataclass(frozen=True)
-class AdapterFile:
-    """The whole file, every B turned, in a memory map of its own, which goes back to the system with the last view."""
-
-    data: mmap.mmap
-    layout: tuple[_Module, ...]
-
-    @property
-    def rank(self) -> int:
-        """The highest of its modules."""
-        return max(module.b.shape[0] for module in self.layout)
-
-    def weights(self) -> AdapterWeights:
-        """Views of the bytes, which are not to be written to."""
-        return AdapterWeights({module.path: self._terms(module) for module in self.layout})
-
-    def _terms(self, module: _Module) -> Terms:
-        return Terms(module.a.of(self.data), module.b.of(self.data), module.scaling)
-
-
-def read_expert(expert: ExpertVersion) -> AdapterFile:
+def read_expert(expert: ExpertVersion) -> AdapterWeights:
     """Reads an expert's files. Raises InvalidAdapter, also where they are others by now, or what the system raised."""
-    file = read_adapter_file(expert.folder)
-    found, recorded = (len(file.data), file.rank), (expert.weight_bytes, expert.rank)
+    weights = read_adapter_file(expert.folder)
+    found, recorded = (len(weights.memory), weights.layout.rank), (expert.weight_bytes, expert.rank)
     if found != recorded:
         raise InvalidAdapter(
             WEIGHTS_FILE,
             f"{WEIGHTS_FILE}: it has {found[0]} bytes and rank {found[1]}, recorded were {recorded[0]} and "
             f"{recorded[1]}, so it was changed",
         )
-    return file
+    return weights
 
 
-def read_adapter_file(folder: Path) -> AdapterFile:
+def read_adapter_file(folder: Path) -> AdapterWeights:
     """Reads a PEFT adapter folder that the store has already judged valid.
 
     Raises InvalidAdapter, or what the file system raised.
     """
     try:
-        layout = _shared(tuple(_layout(folder)))
+        layout = _shared(tuple(_linears(folder)))
     except (KeyError, IndexError) as error:
         raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: it lacks {error}, so it was damaged or changed") from error
-    file = AdapterFile(_turned(_copy(folder / WEIGHTS_FILE), layout), layout)
-    if not _all_are_finite(file) and not all(_is_finite(t.b, t.scaling) for t in file.weights().terms.values()):
+    weights = AdapterWeights(_turned(_copy(folder / WEIGHTS_FILE), layout), layout)
+    if not _all_are_finite(weights) and not all(_is_finite(t.b, t.scaling) for t in weights.terms().values()):
         raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: its scaled weights are not finite: lower lora_alpha")
-    return file
+    return weights
 
 
-def _all_are_finite(file: AdapterFile) -> bool:
+def _all_are_finite(weights: AdapterWeights) -> bool:
     """True if even the file's largest number, times its largest scaling, is finite; one look instead of hundreds.
 
     False says nothing: that number may be one of A, which is not scaled, or there is more than one number format.
     """
-    pieces = [piece for module in file.layout for piece in (module.a, module.b)]
-    if len({piece.dtype for piece in pieces}) != 1:
+    linears, dtype = weights.layout.linears, weights.layout.dtype
+    if dtype is None:
         return False
-    start = min(piece.offset_bytes for piece in pieces)
-    numbers = torch.frombuffer(file.data, dtype=pieces[0].dtype, offset=start)
-    return _is_finite(numbers, max(abs(module.scaling) for module in file.layout))
+    start = min(matrix.offset_bytes for linear in linears for matrix in (linear.a, linear.b))
+    numbers = torch.frombuffer(weights.memory, dtype=dtype, offset=start)
+    return _is_finite(numbers, max(abs(linear.scaling) for linear in linears))
 
 
 def _is_finite(numbers: Tensor, scaling: float) -> bool:
@@ -124,61 +76,61 @@ def _is_finite(numbers: Tensor, scaling: float) -> bool:
     return bool(edges.bfloat16().isfinite().all())
 
 
-def _layout(folder: Path) -> Iterator[_Module]:
+def _linears(folder: Path) -> Iterator[AdaptedLinear]:
     config = read_config(folder)
-    pieces = {}
+    matrices = {}
     for tensor in read_header(folder / WEIGHTS_FILE):
         rows, columns = tensor.shape if tensor.key.endswith(_A_END) else reversed(tensor.shape)
-        pieces[tensor.key] = _Piece(tensor.offset_bytes, _DTYPES[tensor.dtype], (rows, columns))
-    for key, a in pieces.items():
+        matrices[tensor.key] = Matrix(tensor.offset_bytes, _DTYPES[tensor.dtype], (rows, columns))
+    for key, a in matrices.items():
         if key.endswith(_A_END):
             path = key.removeprefix(_PREFIX).removesuffix(_A_END)
-            yield _Module(path, a, pieces[f"{_PREFIX}{path}{_B_END}"], read_scaling(config, path))
+            yield AdaptedLinear(path, a, matrices[f"{_PREFIX}{path}{_B_END}"], read_scaling(config, path))
 
 
 @lru_cache(maxsize=64)
-def _shared(layout: tuple[_Module, ...]) -> tuple[_Module, ...]:
+def _shared(linears: tuple[AdaptedLinear, ...]) -> Layout:
     """One object for all experts of the same shape, of which there may be thousands."""
-    return layout
+    return Layout(linears)
 
 
-def _turned(data: mmap.mmap, layout: tuple[_Module, ...]) -> mmap.mmap:
+def _turned(memory: mmap.mmap, layout: Layout) -> mmap.mmap:
     """The same bytes with every B [O, r], as files hold it, as [r, O] in its place.
 
     By numpy, as bare bits: it takes a fifth of torch's time, and does not ask for the interpreter in between.
     """
     for run in _runs(layout):
         rank, num_out = run.first.shape
-        run.bits(data, rank, num_out)[...] = run.bits(data, num_out, rank).swapaxes(1, 2).copy()
+        run.bits(memory, rank, num_out)[...] = run.bits(memory, num_out, rank).swapaxes(1, 2).copy()
         breathe()
-    return data
+    return memory
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Pieces of one shape that lie at equal distances in bytes, so that one operation reaches them all."""
+    """Matrices of one shape that lie at equal distances in bytes, so that one operation reaches them all."""
 
-    first: _Piece
+    first: Matrix
     num: int
     distance: int
 
-    def bits(self, data: mmap.mmap, rows: int, columns: int) -> NDArray[Any]:
+    def bits(self, memory: mmap.mmap, rows: int, columns: int) -> NDArray[Any]:
         size = self.first.dtype.itemsize
         strides = (self.distance, columns * size, size)
-        return np.ndarray((self.num, rows, columns), f"u{size}", data, self.first.offset_bytes, strides)
+        return np.ndarray((self.num, rows, columns), f"u{size}", memory, self.first.offset_bytes, strides)
 
 
-def _runs(layout: tuple[_Module, ...]) -> Iterator[_Run]:
+def _runs(layout: Layout) -> Iterator[_Run]:
     """The B of all modules, those of one name in a model's layers together, about a megabyte at a time."""
-    kinds: dict[tuple[str, torch.dtype, tuple[int, int]], list[_Piece]] = defaultdict(list)
-    for module in layout:
-        kinds[module.path.rpartition(".")[2], module.b.dtype, module.b.shape].append(module.b)
-    for pieces in kinds.values():
-        distances = {after.offset_bytes - before.offset_bytes for before, after in pairwise(pieces)}
+    kinds: dict[tuple[str, torch.dtype, tuple[int, int]], list[Matrix]] = defaultdict(list)
+    for linear in layout.linears:
+        kinds[linear.path.rpartition(".")[2], linear.b.dtype, linear.b.shape].append(linear.b)
+    for matrices in kinds.values():
+        distances = {after.offset_bytes - before.offset_bytes for before, after in pairwise(matrices)}
         distance = distances.pop() if len(distances) == 1 else 0
-        most = max(1, _TURNED_BYTES // pieces[0].num_bytes) if distance else 1
-        for first in range(0, len(pieces), most):
-            yield _Run(pieces[first], len(pieces[first : first + most]), distance)
+        most = max(1, _TURNED_BYTES // matrices[0].num_bytes) if distance else 1
+        for first in range(0, len(matrices), most):
+            yield _Run(matrices[first], len(matrices[first : first + most]), distance)
 
 
 def _copy(path: Path) -> mmap.mmap:

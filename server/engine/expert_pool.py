@@ -177,7 +177,7 @@ class ExpertPool:
     def _fill(self, expert: ExpertVersion, slots: Slots) -> None:
         started = time.perf_counter()
         taken = self.host.take(expert)
-        self._arenas.write(slots, taken.file.weights())
+        self._arenas.write(slots, taken.weights)
         self._slots[slots.start : slots.stop] = [expert.digest] * len(slots)
         self._residents[expert.digest] = _Resident(expert, slots)
         seconds = taken.read_seconds + time.perf_counter() - started

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from expert_store import CorruptStore, ExpertVersion, StoreError
 from server.background import begin_in_background
-from server.engine.adapter_file import AdapterFile, read_expert
+from server.engine.adapter_file import read_expert
 from server.engine.types import LoadSource
 from server.errors import ExpertTooLarge
+from server.model.adapter_weights import AdapterWeights
 
 _NUM_READERS = 4  # so that one file on a slow disk does not hold up the others
 
@@ -25,7 +26,7 @@ _NUM_READERS = 4  # so that one file on a slow disk does not hold up the others
 class Taken:
     """An expert's bytes on their way into slots; `read_seconds` is 0 where nothing had to be read for it."""
 
-    file: AdapterFile
+    weights: AdapterWeights
     source: LoadSource
     read_seconds: float
 
@@ -33,7 +34,7 @@ class Taken:
 @dataclass
 class _Entry:
     num_bytes: int
-    reading: Future[tuple[AdapterFile, float]]
+    reading: Future[tuple[AdapterWeights, float]]
     taken: bool = False
 
 
@@ -45,7 +46,7 @@ class HostCache:
         budget_bytes: int,
         *,
         on_ready: Callable[[], None],
-        read: Callable[[ExpertVersion], AdapterFile] = read_expert,
+        read: Callable[[ExpertVersion], AdapterWeights] = read_expert,
     ) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
@@ -99,8 +100,8 @@ class HostCache:
     def take(self, expert: ExpertVersion) -> Taken:
         """The bytes of an expert that is ready; they stay here too."""
         entry = self._entries[expert.digest]
-        file, seconds = entry.reading.result()
-        taken = Taken(file, "host", 0.0) if entry.taken else Taken(file, "disk", seconds)
+        weights, seconds = entry.reading.result()
+        taken = Taken(weights, "host", 0.0) if entry.taken else Taken(weights, "disk", seconds)
         entry.taken = True
         self._entries.move_to_end(expert.digest)
         return taken
@@ -139,7 +140,7 @@ class HostCache:
         self.used_bytes -= self._entries.pop(digest).num_bytes
 
 
-def _timed(read: Callable[[ExpertVersion], AdapterFile], expert: ExpertVersion) -> tuple[AdapterFile, float]:
+def _timed(read: Callable[[ExpertVersion], AdapterWeights], expert: ExpertVersion) -> tuple[AdapterWeights, float]:
     started = time.perf_counter()
-    file = read(expert)
-    return file, time.perf_counter() - started
+    weights = read(expert)
+    return weights, time.perf_counter() - started

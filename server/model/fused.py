@@ -139,7 +139,7 @@ class FusedDecoder:
         self._layers = []
         for index, layer in enumerate(body.layers):
             self._layers.append(self._layer(f"model.layers.{index}", layer, new_arena))
-        self.arenas = LoraArenas(self._arenas)
+        self.arenas = LoraArenas(self._arenas, kernels)
 
     def _layer(self, path: str, layer: Any, new_arena: NewArena) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp

@@ -568,3 +568,54 @@ void add_terms(bf16 *y, int64_t y_stride, const bf16 *x, int64_t I, const bf16 *
         }
     }
 }
+
+/* n of an expert's numbers, bf16 or fp32, times a factor. */
+static inline void put(bf16 *to, const char *from, int64_t n, int64_t in_fp32, float factor) {
+    if (!in_fp32 && factor == 1)
+        memcpy(to, from, (size_t)n * sizeof *to);
+    else if (!in_fp32)
+        for (int64_t i = 0; i < n; i++) {
+            bf16 x;
+            memcpy(&x, from + i * (int64_t)sizeof x, sizeof x);
+            to[i] = narrow(wide(x) * factor);
+        }
+    else
+        for (int64_t i = 0; i < n; i++) {
+            float x;
+            memcpy(&x, from + i * (int64_t)sizeof x, sizeof x);
+            to[i] = narrow(x * factor);
+        }
+}
+
+/* Where one linear's slots lie, and an expert's terms for it: `a` and `b` are those of slot 0, of K terms each; the next
+ * slot's A is a_stride numbers further, its B follows. The expert's A [rank, I] and B [rank, O] lie at offsets in bytes. */
+typedef struct {
+    bf16 *a;
+    int64_t a_stride;
+    bf16 *b;
+    int64_t K, I, O, a_offset, b_offset, rank;
+} Linear;
+
+/* An expert's terms in slots [first, first + slots) of some linears, its B multiplied by each one's factor; zeros behind
+ * the last term. */
+void fill_slots(const Linear *linear, const float *factor, int64_t num, const char *expert, int64_t in_fp32, int64_t first,
+                int64_t slots) {
+    int64_t size = in_fp32 ? sizeof(float) : sizeof(bf16);
+#pragma omp parallel for schedule(dynamic, 4)
+    for (int64_t i = 0; i < 2 * num; i++) {
+        const Linear *l = linear + i / 2;
+        int64_t room = slots * l->K;
+        if (i % 2) {
+            bf16 *b = l->b + first * l->K * l->O;
+            put(b, expert + l->b_offset, l->rank * l->O, in_fp32, factor[i / 2]);
+            memset(b + l->rank * l->O, 0, (size_t)((room - l->rank) * l->O) * sizeof *b);
+            continue;
+        }
+        for (int64_t s = 0; s < slots; s++) {
+            bf16 *a = l->a + (first + s) * l->a_stride;
+            int64_t left = l->rank - s * l->K, kept = left < 0 ? 0 : left < l->K ? left : l->K;
+            put(a, expert + l->a_offset + s * l->K * l->I * size, kept * l->I, in_fp32, 1);
+            memset(a + kept * l->I, 0, (size_t)((l->K - kept) * l->I) * sizeof *a);
+        }
+    }
+}

@@ -15,13 +15,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from server.model.adapter_weights import AdapterWeights, Terms
 from server.model.native import Kernels, NativeParts, NativeRuns
+from server.model.slot_filler import SlotFiller, Target
 
 # Legend: T tokens in the step, I/O input and output width of a linear, P linears side by side, S slots, K slot_rank,
 # m tokens of the longest run of a batch, r an expert's rank.
@@ -31,21 +32,6 @@ _LONGEST_SHORT_RUN = 16  # tokens; from there on a product of its own costs less
 _PIECE = 32  # tokens; the kernels cut longer runs into such
 _LONG_RUN = 64  # tokens; from there on the outputs are what costs, so they are added to in their own format
 _SPREAD = 3  # a span of slots up to this many times as wide as those in use is multiplied whole, without a copy
-
-
-class Terms(NamedTuple):
-    """What an expert adds to one linear: a [r, I] and b [r, O] in any number format, and the factor for `b`."""
-
-    a: Tensor
-    b: Tensor
-    scaling: float = 1.0
-
-
-@dataclass(frozen=True)
-class AdapterWeights:
-    """One expert's terms by module path."""
-
-    terms: Mapping[str, Terms]
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,13 +244,17 @@ class Arena:
         self._kernels = kernels
         self._native_b = NativeParts(self.b) if kernels is not None else None
 
-    def write(self, slots: Slots, weights: AdapterWeights) -> None:
-        """Puts an expert's terms into its slots; zeros where it does not target a linear."""
-        self.erase(slots)
+    @property
+    def targets(self) -> Iterator[tuple[str, Target]]:
+        """Where the slots of each linear are."""
         for part, path in enumerate(self.paths):
-            terms = weights.terms.get(path)
-            if terms is not None:
-                self._write_part(slots, part, terms)
+            yield path, Target(self.a, part, self.b[part])
+
+    def write(self, slots: Slots, terms: Mapping[str, Terms]) -> None:
+        """Puts an expert's terms, by module path, into its empty slots."""
+        for part, path in enumerate(self.paths):
+            if path in terms:
+                self._write_part(slots, part, terms[path])
                 self._users.add(slots.start)
 
     def _write_part(self, slots: Slots, part: int, terms: Terms) -> None:
@@ -279,9 +269,17 @@ class Arena:
     def erase(self, slots: Slots) -> None:
         """Empties the slots, where anything is in them."""
         if slots.start in self._users:
-            self._users.discard(slots.start)
+            self.give_up(slots)
             for tensor in (self.a, *self.b):
                 tensor[slots.start : slots.stop] = 0
+
+    def take(self, slots: Slots) -> None:
+        """An expert's terms are in these slots from now on."""
+        self._users.add(slots.start)
+
+    def give_up(self, slots: Slots) -> None:
+        """These slots are empty from now on."""
+        self._users.discard(slots.start)
 
     @property
     def slot_bytes(self) -> int:
@@ -369,8 +367,10 @@ def add_reference(arena: Arena, y_TO: Tensor, x_TI: Tensor, slots_T: Sequence[Sl
 class LoraArenas:
     """All arenas of one model. Owns which slots hold which terms; the caller says where."""
 
-    def __init__(self, arenas: Sequence[Arena]) -> None:
+    def __init__(self, arenas: Sequence[Arena], kernels: Kernels | None = None) -> None:
         self._arenas = arenas
+        targets = [target for arena in arenas for target in arena.targets]
+        self._filler = SlotFiller(kernels, targets) if kernels is not None else None
 
     @property
     def slot_bytes(self) -> int:
@@ -378,12 +378,26 @@ class LoraArenas:
         return sum(arena.slot_bytes for arena in self._arenas)
 
     def write(self, slots: Slots, weights: AdapterWeights) -> None:
+        """Puts an expert's terms into its slots, which are empty."""
+        if self._filler is None or not self._filler.takes(weights.layout):
+            terms = weights.terms()
+            for arena in self._arenas:
+                arena.write(slots, terms)
+            return
+        self._filler.fill(slots, weights)
         for arena in self._arenas:
-            arena.write(slots, weights)
+            if not weights.layout.paths.isdisjoint(arena.paths):
+                arena.take(slots)
 
     def erase(self, slots: Slots) -> None:
+        """Empties the slots of one expert."""
+        if self._filler is None:
+            for arena in self._arenas:
+                arena.erase(slots)
+            return
+        self._filler.empty(slots)
         for arena in self._arenas:
-            arena.erase(slots)
+            arena.give_up(slots)
 
 
 NewArena = Callable[[Sequence[str]], Arena]  # for linears that read the same input, by module path

@@ -42,6 +42,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "attend": [_POINTER, _INTEGER] + [_POINTER] * 8 + [_INTEGER] * 5 + [_FLOAT, _INTEGER, _POINTER, _INTEGER, _INTEGER],
     "attend_scratch": [_INTEGER] * 3,
     "add_terms": [_POINTER, _INTEGER, _POINTER, _INTEGER] + [_POINTER] * 6 + [_INTEGER] * 3 + [_POINTER],
+    "fill_slots": [_POINTER] * 2 + [_INTEGER, _POINTER] + [_INTEGER] * 3,
 }
 _RESULTS = {"attend_scratch": _INTEGER}  # the others return nothing
 
@@ -204,6 +205,18 @@ class Kernels:
             h.data_ptr(),
         )
 
+    def fill_slots(self, fill: "NativeFill", expert: Tensor | None, slots: range) -> None:
+        """Puts the terms that lie in `expert`, bytes, into adjacent slots; None where there are none to put."""
+        self._releasing.fill_slots(
+            fill.table.data_ptr(),
+            fill.factors.data_ptr(),
+            len(fill.table),
+            None if expert is None else expert.data_ptr(),
+            fill.in_fp32,
+            slots.start,
+            len(slots),
+        )
+
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for name, arguments in _SIGNATURES.items():
@@ -254,6 +267,18 @@ class NativeParts:
         for part in parts:
             edges.append(edges[-1] + part.shape[-1])
         self.edges = torch.tensor(edges)
+
+
+class NativeFill:
+    """Which terms go where, as `fill_slots` reads it: for each linear a row as `Linear` there, pointers as numbers, and
+    the factor for B. `in_fp32`: the expert's numbers are; otherwise they are bf16."""
+
+    def __init__(
+        self, rows: Sequence[tuple[int, ...]], factors: Sequence[float] | None = None, *, in_fp32: bool = False
+    ) -> None:
+        self.table = torch.tensor(rows)
+        self.factors = torch.ones(len(rows)) if factors is None else torch.tensor(factors, dtype=torch.float32)
+        self.in_fp32 = in_fp32
 
 
 class NativeRuns:

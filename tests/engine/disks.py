@@ -5,8 +5,8 @@ import threading
 import time
 
 from expert_store import ExpertVersion
-from server.engine.adapter_file import AdapterFile
 from server.engine.host_cache import HostCache
+from server.model.adapter_weights import AdapterWeights, Layout
 
 
 class GatedDisk:
@@ -20,14 +20,14 @@ class GatedDisk:
         self._num_ended = 0
         self._num_held = 0
 
-    def read(self, expert: ExpertVersion) -> AdapterFile:
+    def read(self, expert: ExpertVersion) -> AdapterWeights:
         self.reads.append(expert.name)
         if expert.name in self._gates:
             self._num_held += 1
             assert self._gates[expert.name].wait(20), "nobody opened the gate"
         if expert.name in self.broken:
             raise OSError(f"{expert.name} cannot be read")
-        return AdapterFile(mmap.mmap(-1, 1), ())
+        return AdapterWeights(mmap.mmap(-1, 1), Layout(()))
 
     def hold(self, name: str) -> None:
         self._gates[name] = threading.Event()

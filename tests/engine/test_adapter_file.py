@@ -27,10 +27,10 @@ def adapter(base_folder: Path, folder: Path, dtype: torch.dtype, **config: objec
 def test_the_numbers_are_the_files_own(base_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     folder = adapter(base_folder, tmp_path / "a", dtype, rank=1, rank_pattern={"v_proj": 3})
     expected = load((folder / WEIGHTS_FILE).read_bytes())
-    file = read_adapter_file(folder)
-    assert len(file.data) == (folder / WEIGHTS_FILE).stat().st_size
+    weights = read_adapter_file(folder)
+    assert len(weights.memory) == (folder / WEIGHTS_FILE).stat().st_size
     (folder / WEIGHTS_FILE).write_bytes(b"")
-    terms = file.weights().terms
+    terms = weights.terms()
     assert len(terms) * 2 == len(expected)
     assert terms[MODULE].a.dtype == dtype
     torch.testing.assert_close(terms[MODULE].a, expected[f"{KEY}.lora_A.weight"], rtol=0, atol=0)
@@ -44,7 +44,7 @@ def test_experts_of_one_shape_share_what_describes_it(base_folder: Path, tmp_pat
         read_adapter_file(adapter(base_folder, tmp_path / str(seed), torch.bfloat16, seed=seed)) for seed in (1, 2)
     )
     assert one.layout is two.layout
-    assert one.data[:] != two.data[:]
+    assert one.memory[:] != two.memory[:]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -68,7 +68,7 @@ def test_a_large_a_is_no_reason_to_refuse_since_only_b_is_scaled(
     tensors[f"{KEY}.lora_A.weight"].fill_(3e37)
     tensors[f"{KEY}.lora_B.weight"] = tensors[f"{KEY}.lora_B.weight"].to(dtype)
     save_file(tensors, folder / WEIGHTS_FILE)
-    terms = read_adapter_file(folder).weights().terms[MODULE]
+    terms = read_adapter_file(folder).terms()[MODULE]
     assert terms.scaling == 100
     assert not bool((terms.a * terms.scaling).isfinite().all())
 
@@ -99,7 +99,7 @@ def test_layers_are_turned_together_or_alone_with_the_same_result(
     pattern = {rf"layers\.{layer}\..*": rank for layer, rank in ranks.items()}
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]}
     (tmp_path / CONFIG_FILE).write_text(json.dumps({**config, "rank_pattern": pattern}))
-    terms = read_adapter_file(tmp_path).weights().terms
+    terms = read_adapter_file(tmp_path).terms()
     assert len(terms) == 12
     for path, term in terms.items():
         torch.testing.assert_close(term.b, tensors[f"base_model.model.{path}.lora_B.weight"].T, rtol=0, atol=0)

@@ -13,7 +13,7 @@ import pytest
 
 from expert_store import CorruptStore, ExpertVersion, Indicators
 from server.engine import Branches, Engine, Sampling, StepStats
-from server.engine.adapter_file import AdapterFile, read_expert
+from server.engine.adapter_file import read_expert
 from server.errors import (
     EngineStopped,
     InvalidRequest,
@@ -23,6 +23,7 @@ from server.errors import (
     PromptTooLong,
     RequestTooLarge,
 )
+from server.model.adapter_weights import AdapterWeights
 from server.model.base import load_base
 from server.model.chat import ChatFormat, Prompt
 from tests.engine.conftest import ADAPTERS, Recorder, World, small_config
@@ -203,7 +204,7 @@ def test_files_that_are_others_by_now_fail_only_the_request_that_needs_them(worl
 
 
 def test_whatever_reading_raises_fails_only_who_needs_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(expert: ExpertVersion) -> AdapterFile:
+    def read(expert: ExpertVersion) -> AdapterWeights:
         raise ValueError(f"{expert.name} surprises")
 
     monkeypatch.setattr(world.engine.pool.host, "_read", read)
@@ -253,7 +254,7 @@ def test_what_was_deleted_leaves_the_host_cache(world: World) -> None:
 def test_a_candidate_is_read_by_threads_that_give_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     host, readers = world.engine.pool.host, []
 
-    def read(expert: ExpertVersion) -> AdapterFile:
+    def read(expert: ExpertVersion) -> AdapterWeights:
         readers.append(threading.current_thread().name)
         return read_expert(expert)
 

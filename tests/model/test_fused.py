@@ -8,15 +8,17 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from server.model.adapter_weights import Terms
 from server.model.attention import plan_attention
 from server.model.base import Base, load_base
 from server.model.fused import FusedDecoder, can_pack, fusible, pack, packed_linear
 from server.model.generic import GenericDecoder
 from server.model.logits import Logits, Wanted
-from server.model.lora import AdapterWeights, Slots, Terms, arena_maker, plan_lora
+from server.model.lora import Slots, arena_maker, plan_lora
 from server.model.native import Kernels
 from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
 from tests.support import tiny
+from tests.support.weights import in_one_piece
 
 CPU = torch.device("cpu")
 FUSIBLE = ("llama", "mistral", "qwen2", "qwen3")
@@ -57,7 +59,7 @@ def run(base: Base, *, fused: bool, kernels: Kernels | None = None, wanted: Want
             path: Terms(torch.randn(rank, i, generator=generator) / 8, torch.randn(rank, o, generator=generator) / 8)
             for path, (i, o) in base.spec.linears.items()
         }
-        decoder.arenas.write(slots, AdapterWeights(terms))
+        decoder.arenas.write(slots, in_one_piece(terms))
     config = base.model.config
     geometry = KVGeometry(config.num_hidden_layers, config.num_key_value_heads, 16)
     kv = PagedKV(geometry=geometry, num_blocks=10, block_tokens=16, dtype=base.dtype, device=CPU)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.model.lora import AdapterWeights, Arena, Blend, Slots, Terms, add_reference, layer_of, plan_lora
+from server.model.adapter_weights import Terms
+from server.model.lora import Arena, Blend, Slots, add_reference, layer_of, plan_lora
 from server.model.native import Kernels
 
 WIDTH_IN, WIDTHS_OUT, NUM_SLOTS, SLOT_RANK = 24, (40, 16, 8), 48, 8
@@ -52,7 +53,7 @@ def filled_arena(dtype: torch.dtype = torch.float32, kernels: Kernels | None = N
         }
         if slots is EXPERTS[3]:
             del terms[PATHS[1]]  # this one does not target every linear
-        arena.write(slots, AdapterWeights(terms))
+        arena.write(slots, terms)
     return arena
 
 

@@ -1,0 +1,86 @@
+"""One expert's weights in one piece of memory, and where its matrices lie in it. Knows no files, slots or devices.
+
+The tensors of an expert are views, made when they are needed: hundreds of tensor objects would weigh as much as a small
+expert itself. What describes its memory is shared by all experts of one shape, of which there may be thousands.
+"""
+
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Legend: I/O input and output width of a linear, r an expert's rank.
+
+
+class Terms(NamedTuple):
+    """What an expert adds to one linear: a [r, I] and b [r, O] in any number format, and the factor for `b`."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float = 1.0
+
+
+class Matrix(NamedTuple):
+    """Where one lies, row by row."""
+
+    offset_bytes: int
+    dtype: torch.dtype
+    shape: tuple[int, int]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def of(self, memory: mmap.mmap) -> Tensor:
+        rows, columns = self.shape
+        numbers = torch.frombuffer(memory, dtype=self.dtype, count=rows * columns, offset=self.offset_bytes)
+        return numbers.view(self.shape)
+
+
+class AdaptedLinear(NamedTuple):
+    """One linear's part: a [r, I] and b [r, O]."""
+
+    path: str
+    a: Matrix
+    b: Matrix
+    scaling: float
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How all experts of one shape lie in memory."""
+
+    linears: tuple[AdaptedLinear, ...]
+
+    @property
+    def rank(self) -> int:
+        """The highest of its linears."""
+        return max(linear.b.shape[0] for linear in self.linears)
+
+    @cached_property
+    def paths(self) -> frozenset[str]:
+        return frozenset(linear.path for linear in self.linears)
+
+    @cached_property
+    def dtype(self) -> torch.dtype | None:
+        """The number format of all matrices; None where they differ."""
+        dtypes = {matrix.dtype for linear in self.linears for matrix in (linear.a, linear.b)}
+        return dtypes.pop() if len(dtypes) == 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterWeights:
+    """Nobody writes to the memory; it goes back to the system with the last view."""
+
+    memory: mmap.mmap
+    layout: Layout
+
+    def terms(self) -> Mapping[str, Terms]:
+        """Views of the memory, by module path."""
+        return {
+            path: Terms(a.of(self.memory), b.of(self.memory), scaling) for path, a, b, scaling in self.layout.linears
+        }
