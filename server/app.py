@@ -139,6 +139,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
         engine=engine,
         pins=pins,
         metrics=metrics,
+        base_id=public_name(settings.base),
         num_tokens=base.num_tokens,
         max_rank=settings.max_rank,
         expert_memory_bytes=settings.expert_memory,

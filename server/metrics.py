@@ -25,7 +25,7 @@ OTHER = "(other)"
 
 Endpoint = Literal["generate", "route", "completions"]
 Outcome = Literal["stop", "length", "refused", "routed", "invalid", "busy", "error", "disconnected"]
-RegistrationOutcome = Literal["registered", "refused", "error"]
+RegistrationOutcome = Literal["registered", "refused", "busy", "error"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)

@@ -23,6 +23,7 @@ from expert_store import (
     AdapterInfo,
     BaseSpec,
     Catalog,
+    CorruptStore,
     ExpertStore,
     ExpertVersion,
     InvalidAdapter,
@@ -30,6 +31,7 @@ from expert_store import (
     ManifestDraft,
     Profile,
     Staged,
+    StoreBusy,
     StoreError,
     UnknownExpert,
     check_name,
@@ -121,6 +123,7 @@ class Registry:
         engine: EffectEngine,
         pins: Pins,
         metrics: Metrics,
+        base_id: str,
         num_tokens: int,
         max_rank: int,
         expert_memory_bytes: int,
@@ -133,6 +136,7 @@ class Registry:
         self._engine = engine
         self._pins = pins
         self._metrics = metrics
+        self._base_id = base_id
         self._num_tokens = num_tokens
         self._max_rank = max_rank
         self._expert_memory_bytes = expert_memory_bytes
@@ -153,6 +157,11 @@ class Registry:
             async with _staged(self._store) as staged:
                 yield staged
             outcome = "registered"
+        except (RegistrationsBusy, StoreBusy):
+            outcome = "busy"
+            raise
+        except CorruptStore:
+            raise
         except (StoreError, RelayError):
             outcome = "refused"
             raise
@@ -171,6 +180,8 @@ class Registry:
         if wanted is None:
             raise InvalidManifest("name", "the expert needs a name: give the field name, or one in the manifest")
         check_name(wanted)
+        if wanted == self._base_id:
+            raise InvalidManifest("name", f"the name {wanted} is that of the base model: choose another")
         info = await in_background(lambda: inspect_adapter(staged.folder, self._spec, max_rank=self._max_rank))
         checks = _inspected(info)
         candidate = await in_background(lambda: _candidate(staged, draft, info, wanted))

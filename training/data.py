@@ -179,11 +179,17 @@ class Encoder:
 def split_holdout(
     examples: Sequence[Example], *, share: float, at_most: int, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """(kept for training, held out), both in their old order; at least one row stays on each side."""
-    count = min(at_most, max(1, round(share * len(examples))), len(examples) - 1)
-    chosen = set(random.Random(f"holdout {seed}").sample(range(len(examples)), count))
-    kept = [e for index, e in enumerate(examples) if index not in chosen]
-    return kept, [examples[index] for index in sorted(chosen)]
+    """(kept for training, held out), both in their old order; at least one row stays on each side.
+
+    Rows of the same input stay together, for one that is trained on measures nothing; unless there is no other input.
+    """
+    number = {text: index for index, text in enumerate(dict.fromkeys(example.row.input for example in examples))}
+    places = [number[example.row.input] for example in examples] if len(number) > 1 else range(len(examples))
+    num_places = max(places) + 1
+    count = min(at_most, max(1, round(share * num_places)), num_places - 1)
+    chosen = set(random.Random(f"holdout {seed}").sample(range(num_places), count))
+    kept = [example for example, place in zip(examples, places, strict=True) if place not in chosen]
+    return kept, [example for example, place in zip(examples, places, strict=True) if place in chosen]
 
 
 def digest_files(paths: Iterable[Path]) -> str:

@@ -58,7 +58,9 @@ async def show_model(model: str, serving: Ready) -> ModelCard:
 
 def _cards(serving: Serving, catalog: Catalog) -> list[ModelCard]:
     live = [expert.live for _, expert in sorted(catalog.experts.items()) if expert.live is not None]
-    return [*_own_cards(serving), *(_expert_card(serving, version.name, version) for version in live)]
+    own = _own_cards(serving)
+    taken = {card.id for card in own}
+    return [*own, *(_expert_card(serving, one.name, one) for one in live if one.name not in taken)]
 
 
 def _own_cards(serving: Serving) -> list[ModelCard]:

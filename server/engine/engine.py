@@ -38,6 +38,7 @@ from server.engine.types import Branches, EngineObserver, Occupancy, StepStats
 from server.errors import EngineStopped, InvalidRequest, NonFiniteLogits, PromptTooLong, RequestTooLarge
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt
+from server.model.lora import experts_at
 from server.model.native import Kernels, applies_to, load_kernels
 from server.model.sampling import sample
 from server.threads import take_processors
@@ -392,7 +393,7 @@ class Engine:
             seconds=seconds,
             tokens=plan.num_tokens,
             sequences=len({id(segment.sequence) for segment in plan.segments}),
-            experts=len({segment.slots for segment in plan.segments if segment.slots is not None}),
+            experts=len({expert for segment in plan.segments for expert in experts_at(segment.slots)}),
             reused=self._prefix.collect_reused(),
         )
 

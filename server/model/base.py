@@ -153,7 +153,20 @@ def _max_context(config: PreTrainedConfig) -> int:
         raise BaseModelError(
             f"{config.model_type}: the config names no max_position_embeddings, which bounds the context"
         )
-    return limit
+    return min(limit, _fixed_rotation(config) or limit)
+
+
+def _fixed_rotation(config: PreTrainedConfig) -> int | None:
+    """Up to how many tokens LongRoPE turns positions alike; beyond, a long text in a batch would turn those of others.
+
+    Raises KeyError, as transformers does, where the config does not say.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    of_layers = [value for value in rope.values() if isinstance(value, dict)]  # where kinds of layers differ
+    found = [
+        one["original_max_position_embeddings"] for one in (rope, *of_layers) if one.get("rope_type") == "longrope"
+    ]
+    return min(found, default=None)
 
 
 def _resolve(source: str, cache: Path) -> tuple[str, str | None]:

@@ -52,6 +52,13 @@ class Blend:
         return zip(self.slots, self.weight_LE.unbind(dim=1), strict=True)
 
 
+def experts_at(slots: Slots | Blend | None) -> tuple[Slots, ...]:
+    """The slots of each expert that is at work."""
+    if slots is None:
+        return ()
+    return slots.slots if isinstance(slots, Blend) else (slots,)
+
+
 @dataclass(frozen=True)
 class _Run:
     """Tokens [start, stop) of one expert, whose terms count `weight_L` times in each layer; None: once."""

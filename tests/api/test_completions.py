@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from server.errors import EngineStopped
-from server.model.base import public_name
+from server.model.base import load_base, public_name
 from server.model.chat import ChatFormat
 from server.model.sampling import Sampling
 from tests.api.conftest import App, Start
+from tests.support import tiny
 from tests.support.asgi import Reply
 
 UNKNOWN_MODELS = [
@@ -94,6 +95,18 @@ async def test_every_listed_model_can_be_asked_and_has_its_parent(world: App, al
     assert {card["parent"] for card in others} == {base["id"]}
     for card in listing["data"]:
         await complete(world, model=card["id"])
+
+
+async def test_the_bases_name_stays_the_bases(start: Start, base_folder: Path, lora: Path) -> None:
+    async with start() as app:
+        base = load_base(str(base_folder), dtype="fp32", device="cpu", cache=app.settings.cache)
+        tiny.publish(app.store, base, lora, base_folder.name, indicators=False)  # as by a trainer beside the server
+        reply = await app.register(lora, base_folder.name, manifest="{}")
+        assert (reply.status, reply.json()["error"]["param"]) == (422, "name")
+        assert f"{base_folder.name} is that of the base model" in reply.json()["error"]["message"]
+        listed = [card["id"] for card in (await app.ask("GET", "/v1/models")).json()["data"]]
+        assert listed == [base_folder.name, "relay/chain"]
+        assert (await complete(app, model=base_folder.name))["choices"][0]["text"] == f" base: {TEXT}"
 
 
 async def test_one_model_is_shown_as_it_is_listed(world: App, alora: Path) -> None:

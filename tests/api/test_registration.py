@@ -352,6 +352,8 @@ async def test_only_so_many_registrations_run_at_a_time(world: App, alora: Path)
     reply = await world.register(alora, "sql")
     assert (reply.status, reply.json()["error"]["code"]) == (429, "registrations_busy")
     assert int(reply.headers["retry-after"]) >= 1
+    outcomes = [f'lora_relay_registrations_total{{outcome="{outcome}"}}' for outcome in ("busy", "refused")]
+    assert [await world.metric(outcome) for outcome in outcomes] == [1, 0]
     for exchange in held:
         exchange.leave()
         await exchange.finish()

@@ -171,6 +171,24 @@ def test_what_a_mixture_has_cached_is_no_other_mixtures(base_folder: Path, world
     engine.check_integrity()
 
 
+def test_a_step_counts_every_expert_of_a_mixture_once(base_folder: Path, world: World) -> None:
+    base = load_base(str(base_folder), dtype="fp32", device="cpu", cache=world.store.root.parent / "cache")
+    recorder = Recorder()
+    engine = Engine(base, world.chat, small_config(), recorder)
+    engine.start()
+
+    async def together() -> None:
+        prompt = prompt_of(world, TEXTS[0])
+        who: list[Answerer] = [mixture_of(world), world.experts[PLAIN[0]], world.experts["act4"], None]
+        await asyncio.gather(*(answer(engine, prompt, one) for one in who))
+
+    try:
+        asyncio.run(together())
+    finally:
+        engine.stop()
+    assert max(step.experts for step in recorder.steps) == len(PLAIN) + 1
+
+
 def test_mixtures_give_back_what_they_held_when_cancelled(world: World) -> None:
     async def cancelled() -> None:
         task = asyncio.create_task(answer(world.engine, prompt_of(world, TEXTS[0]), mixture_of(world), count=200))

@@ -240,6 +240,20 @@ def test_a_split_keeps_rows_on_both_sides(encoder: Encoder) -> None:
         assert not {e.row.id for e in kept} & {e.row.id for e in held_out}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_split_keeps_rows_of_the_same_input_together(encoder: Encoder, seed: int) -> None:
+    texts = [str(index % 7) for index in range(20)]
+    kept, held_out = split_holdout(encoder.encode(make_file(texts)), share=0.3, at_most=128, seed=seed)
+    assert len(kept) + len(held_out) == 20
+    assert len({e.row.input for e in held_out}) == 2
+    assert not {e.row.input for e in kept} & {e.row.input for e in held_out}
+
+
+def test_a_split_of_one_input_alone_still_has_two_sides(encoder: Encoder) -> None:
+    kept, held_out = split_holdout(encoder.encode(make_file(["a"] * 5)), share=0.2, at_most=128, seed=0)
+    assert (len(kept), len(held_out)) == (4, 1)
+
+
 def test_the_digest_depends_on_content_and_order(tmp_path: Path) -> None:
     a, b = write_lines(tmp_path / "a", ["1"]), write_lines(tmp_path / "b", ["2"])
     assert digest_files([a, b]) != digest_files([b, a])
