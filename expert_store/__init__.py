@@ -68,16 +68,19 @@ from expert_store.trained_router import (
     parse_router_draft,
 )
 from expert_store.vector_file import Vector
-from expert_store.weights import WEIGHTS_FILE, read_header
+from expert_store.weights import A_END, B_END, KEY_START, WEIGHTS_FILE, read_header
 
 __all__ = [
     "ADAPTER_FILES",
+    "A_END",
     "BASE_ALIAS",
+    "B_END",
     "CANDIDATE",
     "CENTROID_FILE",
     "CONFIG_FILE",
     "GATE_FILES",
     "GATE_FOLDER",
+    "KEY_START",
     "LIVE",
     "MANIFEST_FILE",
     "PICKLE_SUFFIXES",

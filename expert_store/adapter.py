@@ -13,11 +13,9 @@ from expert_store.errors import InvalidAdapter, InvalidManifest, shown
 from expert_store.manifest import FileRecord, Gate, Kind, Manifest, ManifestDraft
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, read_config
 from expert_store.profile import PROFILE_FILE
-from expert_store.weights import WEIGHTS_FILE, Tensor, check_finite, has_effect, read_header
+from expert_store.weights import A_END, B_END, KEY_START, WEIGHTS_FILE, Tensor, check_finite, has_effect, read_header
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
-_KEY_START = "base_model.model."
-_A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -198,16 +196,16 @@ def _pair_up(tensors: tuple[Tensor, ...]) -> dict[str, _Pair]:
         factors.setdefault(module, {})[end] = tensor
     for module, found in factors.items():
         if len(found) != 2:
-            missing = _B_END if _A_END in found else _A_END
+            missing = B_END if A_END in found else A_END
             raise _refusal(f"{shown(module)} has no {missing[1:]}: lora_A and lora_B come in pairs")
-    return {module: _Pair(found[_A_END], found[_B_END]) for module, found in factors.items()}
+    return {module: _Pair(found[A_END], found[B_END]) for module, found in factors.items()}
 
 
 def _split(key: str) -> tuple[str, str]:
-    for end in (_A_END, _B_END):
-        if key.startswith(_KEY_START) and key.endswith(end):
-            return key[len(_KEY_START) : -len(end)], end
-    raise _refusal(f"the tensor {shown(key)} is no LoRA factor: expected {_KEY_START}<module>.lora_A|lora_B.weight")
+    for end in (A_END, B_END):
+        if key.startswith(KEY_START) and key.endswith(end):
+            return key[len(KEY_START) : -len(end)], end
+    raise _refusal(f"the tensor {shown(key)} is no LoRA factor: expected {KEY_START}<module>.lora_A|lora_B.weight")
 
 
 def _check_modules(pairs: Mapping[str, _Pair], config: AdapterConfig, base: BaseSpec) -> None:

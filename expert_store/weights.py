@@ -19,6 +19,8 @@ from expert_store.errors import InvalidAdapter, shown
 from expert_store.json_text import parse_object
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+KEY_START = "base_model.model."  # of a factor's key; the module's path follows
+A_END, B_END = ".lora_A.weight", ".lora_B.weight"
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_DIMENSIONS = 8
 _LENGTH_BYTES = 8

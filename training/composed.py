@@ -13,13 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from expert_store import WEIGHTS_FILE, read_config, read_scaling
+from expert_store import A_END, B_END, KEY_START, WEIGHTS_FILE, read_config, read_scaling
 from server.model.lora import layer_of
 from training.errors import InvalidRun
 
 # Legend: N rows, S tokens, L decoder layers, E experts, R the ranks of all experts together, I/O a linear's widths.
-
-_PREFIX = "base_model.model."
 
 
 class Board:
@@ -118,11 +116,11 @@ def _read_factors(folder: Path) -> dict[str, Factors]:
     """By module path; fp32."""
     config = read_config(folder)
     tensors = load_file(folder / WEIGHTS_FILE)
-    paths = [key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for key in tensors if key.endswith("A.weight")]
+    paths = [key.removeprefix(KEY_START).removesuffix(A_END) for key in tensors if key.endswith(A_END)]
     return {
         path: Factors(
-            tensors[f"{_PREFIX}{path}.lora_A.weight"].float(),
-            tensors[f"{_PREFIX}{path}.lora_B.weight"].float() * read_scaling(config, path),
+            tensors[f"{KEY_START}{path}{A_END}"].float(),
+            tensors[f"{KEY_START}{path}{B_END}"].float() * read_scaling(config, path),
         )
         for path in paths
     }

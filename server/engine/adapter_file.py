@@ -19,11 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expert_store import WEIGHTS_FILE, ExpertVersion, InvalidAdapter, breathe, read_config, read_header, read_scaling
+from expert_store import (
+    A_END,
+    B_END,
+    KEY_START,
+    WEIGHTS_FILE,
+    ExpertVersion,
+    InvalidAdapter,
+    breathe,
+    read_config,
+    read_header,
+    read_scaling,
+)
 from server.model.adapter_weights import AdaptedLinear, AdapterWeights, Layout, Matrix
 
-_PREFIX = "base_model.model."
-_A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
 _COPIED_BYTES = 1 << 18  # at a time: under a millisecond, also where the system has to find new pages for them
 _TURNED_BYTES = 1 << 20  # at a time: these pages are there, and short operations wait for the interpreter each
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -80,12 +89,12 @@ def _linears(folder: Path) -> Iterator[AdaptedLinear]:
     config = read_config(folder)
     matrices = {}
     for tensor in read_header(folder / WEIGHTS_FILE):
-        rows, columns = tensor.shape if tensor.key.endswith(_A_END) else reversed(tensor.shape)
+        rows, columns = tensor.shape if tensor.key.endswith(A_END) else reversed(tensor.shape)
         matrices[tensor.key] = Matrix(tensor.offset_bytes, _DTYPES[tensor.dtype], (rows, columns))
     for key, a in matrices.items():
-        if key.endswith(_A_END):
-            path = key.removeprefix(_PREFIX).removesuffix(_A_END)
-            yield AdaptedLinear(path, a, matrices[f"{_PREFIX}{path}{_B_END}"], read_scaling(config, path))
+        if key.endswith(A_END):
+            path = key.removeprefix(KEY_START).removesuffix(A_END)
+            yield AdaptedLinear(path, a, matrices[f"{KEY_START}{path}{B_END}"], read_scaling(config, path))
 
 
 @lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
-from expert_store import WEIGHTS_FILE, ExpertVersion, InvalidAdapter, Vector, read_config
+from expert_store import A_END, B_END, KEY_START, WEIGHTS_FILE, ExpertVersion, InvalidAdapter, Vector, read_config
 from server.errors import InvalidRequest, NonFiniteGradient
 from server.model.base import Base
 from server.model.chat import ChatFormat, Prompt, common_prefix_length
@@ -37,8 +37,6 @@ from server.model.sketch import CountSketch, Projection
 FEATURE = "prompt-gradient/1"  # a new number whenever the same prompt would give another vector
 MAX_TOKENS = 256
 _KEPT = 2  # base adapters in memory: the one in use, and the one before it or that of a shadow
-_PREFIX = "base_model.model."
-_A_END, _B_END = ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -210,9 +208,9 @@ def _read_terms(folder: Path, device: torch.device) -> dict[str, _Terms]:
         tensors = load_file(folder / WEIGHTS_FILE, device=str(device))
     except (OSError, SafetensorError) as error:
         raise InvalidAdapter(WEIGHTS_FILE, f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
-    paths = sorted(key.removeprefix(_PREFIX).removesuffix(_A_END) for key in tensors if key.endswith(_A_END))
+    paths = sorted(key.removeprefix(KEY_START).removesuffix(A_END) for key in tensors if key.endswith(A_END))
 
     def leaf(path: str, end: str) -> Tensor:
-        return tensors[f"{_PREFIX}{path}{end}"].float().requires_grad_()
+        return tensors[f"{KEY_START}{path}{end}"].float().requires_grad_()
 
-    return {path: _Terms(leaf(path, _A_END), leaf(path, _B_END), config.scaling_of(path)) for path in paths}
+    return {path: _Terms(leaf(path, A_END), leaf(path, B_END), config.scaling_of(path)) for path in paths}
