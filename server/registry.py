@@ -94,6 +94,12 @@ class Registration:
     catalog_generation: int
 
 
+def _outcome(error: StoreError | RelayError) -> RegistrationOutcome:
+    if isinstance(error, RegistrationsBusy | StoreBusy):
+        return "busy"
+    return "error" if isinstance(error, CorruptStore) else "refused"
+
+
 @dataclass(frozen=True)
 class _Part:
     """The expert or its gate: the engine loads each by itself."""
@@ -157,13 +163,8 @@ class Registry:
             async with _staged(self._store) as staged:
                 yield staged
             outcome = "registered"
-        except (RegistrationsBusy, StoreBusy):
-            outcome = "busy"
-            raise
-        except CorruptStore:
-            raise
-        except (StoreError, RelayError):
-            outcome = "refused"
+        except (StoreError, RelayError) as error:
+            outcome = _outcome(error)
             raise
         finally:
             self._num_running -= 1

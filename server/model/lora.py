@@ -376,7 +376,7 @@ class LoraArenas:
 
     def __init__(self, arenas: Sequence[Arena], kernels: Kernels | None = None) -> None:
         self._arenas = arenas
-        targets = [target for arena in arenas for target in arena.targets]
+        targets = dict(target for arena in arenas for target in arena.targets)
         self._filler = SlotFiller(kernels, targets) if kernels is not None else None
 
     @property

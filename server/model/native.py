@@ -273,11 +273,9 @@ class NativeFill:
     """Which terms go where, as `fill_slots` reads it: for each linear a row as `Linear` there, pointers as numbers, and
     the factor for B. `in_fp32`: the expert's numbers are; otherwise they are bf16."""
 
-    def __init__(
-        self, rows: Sequence[tuple[int, ...]], factors: Sequence[float] | None = None, *, in_fp32: bool = False
-    ) -> None:
+    def __init__(self, rows: Sequence[tuple[int, ...]], factors: Sequence[float], *, in_fp32: bool = False) -> None:
         self.table = torch.tensor(rows)
-        self.factors = torch.ones(len(rows)) if factors is None else torch.tensor(factors, dtype=torch.float32)
+        self.factors = torch.tensor(factors, dtype=torch.float32)
         self.in_fp32 = in_fp32
 
 

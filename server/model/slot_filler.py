@@ -4,7 +4,7 @@ Hundreds of short copies would take longer in the interpreter than on their way 
 being answered waits for them. `Arena.write` is the same one matrix at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -30,11 +30,11 @@ class Target(NamedTuple):
 class SlotFiller:
     """For arenas that stay where they are."""
 
-    def __init__(self, kernels: Kernels, targets: Sequence[tuple[str, Target]]) -> None:
+    def __init__(self, kernels: Kernels, targets: Mapping[str, Target]) -> None:
         self._kernels = kernels
-        self._targets = dict(targets)
+        self._targets = targets
         self._fills: WeakKeyDictionary[Layout, NativeFill] = WeakKeyDictionary()
-        self._nothing = NativeFill([_row(target) for target in self._targets.values()])
+        self._nothing = NativeFill([_row(target) for target in targets.values()], [1.0] * len(targets))
 
     def takes(self, layout: Layout) -> bool:
         return layout.dtype in _FORMATS
@@ -51,11 +51,12 @@ class SlotFiller:
         self._kernels.fill_slots(self._nothing, None, slots)
 
     def _fill_of(self, layout: Layout) -> NativeFill:
-        rows, scalings = [], []
-        for path, a, b, scaling in layout.linears:
-            rows.append(_row(self._targets[path], a.offset_bytes, b.offset_bytes, rank=a.shape[0]))
-            scalings.append(scaling)
-        return NativeFill(rows, scalings, in_fp32=layout.dtype == torch.float32)
+        rows = [
+            _row(self._targets[path], a.offset_bytes, b.offset_bytes, rank=a.shape[0])
+            for path, a, b, _ in layout.linears
+        ]
+        factors = [linear.scaling for linear in layout.linears]
+        return NativeFill(rows, factors, in_fp32=layout.dtype == torch.float32)
 
 
 def _row(target: Target, a_offset: int = 0, b_offset: int = 0, *, rank: int = 0) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
+from expert_store import CorruptStore
 from server.api import form
 from server.registry import MAX_RUNNING_REGISTRATIONS
 from tests.api.conftest import MANIFEST, App, Part, Start, multipart, registration_parts
@@ -343,6 +344,16 @@ async def test_an_upload_may_take_longer_than_silence_may(
         await asyncio.sleep(0.2)
     exchange.send(body[3000:], last=True)
     assert (await exchange.finish()).status == 201
+
+
+async def test_a_damaged_store_is_no_refusal(world: App, alora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise CorruptStore(Path("catalog.json"), "is damaged")
+
+    monkeypatch.setattr(world.store, "publish", fail)
+    assert (await world.register(alora, "sql")).status == 500
+    outcomes = [f'lora_relay_registrations_total{{outcome="{outcome}"}}' for outcome in ("error", "refused")]
+    assert [await world.metric(outcome) for outcome in outcomes] == [1, 0]
 
 
 async def test_only_so_many_registrations_run_at_a_time(world: App, alora: Path) -> None:

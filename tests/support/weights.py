@@ -9,7 +9,7 @@ from server.model.adapter_weights import AdaptedLinear, AdapterWeights, Layout, 
 
 
 def in_one_piece(terms: Mapping[str, Terms]) -> AdapterWeights:
-    """The same numbers in one piece of memory, behind a header of odd length."""
+    """The same numbers in one piece of memory, behind six bytes of something else."""
     data, linears = bytearray(b"header"), []
     for path, (a, b, scaling) in terms.items():
         places = []
