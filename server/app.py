@@ -29,10 +29,11 @@ from server.engine import Engine, EngineConfig, EngineObserver
 from server.errors import ForeignStore, RelayError, SettingsError
 from server.made_centroids import MadeCentroids
 from server.metrics import Metrics
-from server.model.base import Base, load_base, public_name
+from server.model.base import Base, choose_device, load_base, public_name
 from server.model.chat import ChatFormat
 from server.model.feature import PromptFeature
 from server.model.gradient import GradientWorker
+from server.model.native import Kernels, load_kernels
 from server.pins import Pins
 from server.registry import EffectEngine, Registry, discard_in_background
 from server.router_registry import RouterRegistry
@@ -122,13 +123,14 @@ class _Running:
 
 async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     """Everything from settings to a pool of experts, told in a few log lines."""
-    base = await asyncio.to_thread(_load_base, settings)
+    kernels = await asyncio.to_thread(_load_kernels, settings)
+    base = await asyncio.to_thread(_load_base, settings, kernels)
     store = await asyncio.to_thread(_open_store, settings, base.spec)
     chat = ChatFormat(base.tokenizer, template=_chat_template(settings))
     feature = PromptFeature(base, chat)
     metrics = _metrics(settings, base, store)
     gradients = GradientWorker(base, chat)
-    engine = await asyncio.to_thread(make_engine, base, chat, _engine_config(settings), metrics)
+    engine = await asyncio.to_thread(make_engine, base, chat, _engine_config(settings, kernels), metrics)
     pins = Pins(discard_in_background(store, engine))
     registry = Registry(
         store=store,
@@ -185,9 +187,15 @@ def _routers(
     }
 
 
-def _load_base(settings: Settings) -> Base:
+def _load_kernels(settings: Settings) -> Kernels | None:
+    """None where nothing would be computed with them."""
+    used = settings.kernels == "auto" and settings.dtype != "fp32" and choose_device(settings.device).type == "cpu"
+    return load_kernels(settings.cache) if used else None
+
+
+def _load_base(settings: Settings, kernels: Kernels | None) -> Base:
     log.info("loading_base", base=settings.base)
-    base = load_base(settings.base, dtype=settings.dtype, device=settings.device, cache=settings.cache)
+    base = load_base(settings.base, dtype=settings.dtype, device=settings.device, cache=settings.cache, kernels=kernels)
     log.info("base_loaded", dtype=_dtype_name(base), device=str(base.device), fingerprint=base.spec.fingerprint)
     return base
 
@@ -217,7 +225,7 @@ def _chat_template(settings: Settings) -> str | None:
         raise SettingsError(f"--chat-template: {settings.chat_template} cannot be read: {error}") from error
 
 
-def _engine_config(settings: Settings) -> EngineConfig:
+def _engine_config(settings: Settings, kernels: Kernels | None) -> EngineConfig:
     return EngineConfig(
         kv_memory_bytes=settings.kv_memory,
         step_tokens=settings.step_tokens,
@@ -227,7 +235,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         max_sessions=settings.max_running,
         threads=settings.threads or None,
         prefix_cache=not settings.no_prefix_cache,
-        kernel_cache=settings.cache if settings.kernels == "auto" else None,
+        kernels=kernels,
     )
 
 

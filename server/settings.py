@@ -54,7 +54,8 @@ class Settings(BaseSettings):
     )
     dtype: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="Number format of the base's weights; auto is bf16 where the processor has it, else fp32.",
+        description="Number format of the base's weights; auto is bf16 where the processor or the kernels multiply it, "
+        "else fp32.",
     )
     device: str = Field(
         "auto",

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 import torch
@@ -39,7 +38,7 @@ from server.errors import EngineStopped, InvalidRequest, NonFiniteLogits, Prompt
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt
 from server.model.lora import experts_at
-from server.model.native import Kernels, applies_to, load_kernels
+from server.model.native import Kernels, applies_to
 from server.model.sampling import sample
 from server.threads import take_processors
 
@@ -53,8 +52,8 @@ _PAUSE_SECONDS = 0.05  # between two steps, in which whoever is answered may sti
 class EngineConfig:
     """Sizes. `step_tokens` bounds one step's work; a slot is `slot_rank` rank-1 terms in every adapted layer.
 
-    `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`). Compiled
-    kernels are kept in `kernel_cache` (None: torch does without). Of experts asked together up to `answer_ahead`, those
+    `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`). `kernels` are
+    used for a bf16 base on the CPU (None: torch does without). Of experts asked together up to `answer_ahead`, those
     lately chosen, compute what comes behind their accept strings as well: a few tokens each, against a step of its own
     for the one chosen.
     """
@@ -68,7 +67,7 @@ class EngineConfig:
     max_sessions: int = 64
     prefix_cache: bool = True
     threads: int | None = None
-    kernel_cache: Path | None = None
+    kernels: Kernels | None = None
     answer_ahead: int = 8
 
 
@@ -86,7 +85,7 @@ class Engine:
             block_tokens=config.block_tokens,
             num_slots=config.num_slots,
             slot_rank=config.slot_rank,
-            kernels=_kernels(base, config.kernel_cache),
+            kernels=config.kernels if applies_to(next(base.model.parameters())) else None,
         )
         self.blocks = BlockPool(num_blocks=self._runner.kv.num_blocks, block_tokens=config.block_tokens)
         self._prefix = PrefixCache(self.blocks, enabled=config.prefix_cache)
@@ -435,9 +434,3 @@ class Engine:
         whole = self.blocks.blocks_for(len(prompt.tokens) + MAX_INDICATOR_TOKENS + max_new_tokens)
         mixed = max(0, branches.mixed - 1) * whole  # one whole answer is counted already
         return self.blocks.blocks_for(len(prompt.tokens)) + answer + activated + plain + mixed
-
-
-def _kernels(base: Base, cache: Path | None) -> Kernels | None:
-    if cache is None or not applies_to(next(base.model.parameters())):
-        return None
-    return load_kernels(cache)

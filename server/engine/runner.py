@@ -39,7 +39,7 @@ class Runner:
         kernels: Kernels | None = None,
     ) -> None:
         self._device = base.device
-        self._kernels = kernels if fusible(base.model) else None
+        self._kernels = kernels if fusible(base.model.config) else None
         tokens = _check_sequence(base)
         with torch.inference_mode():
             expected, geometry = _reference_run(base, tokens)
@@ -120,7 +120,7 @@ def _new_decoder(
 ) -> FusedDecoder | GenericDecoder:
     like = next(base.model.parameters())
     new_arena = arena_maker(base.spec.linears, num_slots=num_slots, slot_rank=slot_rank, like=like, kernels=kernels)
-    if fusible(base.model):
+    if fusible(base.model.config):
         return FusedDecoder(base.model, new_arena, kernels)
     return GenericDecoder(base.model, list(base.spec.linears), new_arena)
 

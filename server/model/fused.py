@@ -1,9 +1,9 @@
 """The decoders of the Llama family as few, large operations. Knows layers and weights; nothing of sequences or experts.
 
 A decode step of a small model is bound by the number of operations and by how its weights lie in memory. So query, key
-and value are one product, gate and up another, and on a CPU bf16 weights are kept in the blocked layout of oneDNN,
-which reads them twice as fast; what lies between the products is done by `native` kernels, or, without them, by
-torch. Other architectures run through transformers' own modules (`generic`).
+and value are one product, gate and up another, each with its weight laid out for the processor (`products`); what lies
+between them is done by `native` kernels, or, without those, by torch. Other architectures run through transformers'
+own modules (`generic`).
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
@@ -26,68 +27,36 @@ from server.model.lent import Counter, lend
 from server.model.logits import Logits, Wanted
 from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
 from server.model.native import Kernels
+from server.model.products import PlainProduct, Product, product_of
 from server.model.states import StateSums
 
 # Legend: T tokens in the step, N of them with logits that are wanted (W and C, see `logits`), D head width, F width of
 # the MLP, V vocabulary.
 
-_TYPICAL_BATCH = 16  # tokens a step; oneDNN chooses the layout by it
 _FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
 
-def fusible(model: PreTrainedModel) -> bool:
-    """True for the architectures this module computes: pre-norm RMSNorm, rotary positions, SwiGLU."""
-    return type(model) in _FAMILY and model.config.hidden_act == "silu"
+def fusible(config: PreTrainedConfig) -> bool:
+    """True for the causal models this module computes: pre-norm RMSNorm, rotary positions, SwiGLU."""
+    return type(config) in {model.config_class for model in _FAMILY} and config.hidden_act == "silu"
 
 
-class FusedLinear:
-    """Linear layers that read the same input, as one product."""
-
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        weight_OI = torch.cat([linear.weight.detach() for linear in linears])
-        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-        self._bias_O = torch.cat(biases) if biases else None
-        self._packed = can_pack(weight_OI)
-        self._weight = pack(weight_OI) if self._packed else weight_OI
-
-    def __call__(self, x_TI: Tensor) -> Tensor:
-        """[T, I] -> [T, O of all]."""
-        if self._packed:
-            return packed_linear(x_TI, self._weight, self._bias_O)
-        return F.linear(x_TI, self._weight, self._bias_O)
-
-    def dense(self) -> Tensor:
-        """[O of all, I] in plain layout, unpacked anew if need be."""
-        return self._weight.to_dense() if self._packed else self._weight
-
-
-def can_pack(weight: Tensor) -> bool:
-    """True where oneDNN multiplies this number format, which is where packing pays."""
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-
-
-def pack(weight_OI: Tensor) -> Tensor:
-    """The weight in oneDNN's blocked layout, an opaque tensor only `packed_linear` reads."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _TYPICAL_BATCH)
-    return packed
-
-
-def packed_linear(x_TI: Tensor, packed: Tensor, bias_O: Tensor | None) -> Tensor:
-    """`F.linear` with a packed weight: the operator that torch's own compiler emits for frozen models."""
-    y_TO: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, packed, bias_O, "none", [], "")
-    return y_TO
+def fuse(linears: Sequence[nn.Linear], kernels: Kernels | None) -> Product:
+    """Linear layers that read the same input, as one product [T, I] -> [T, O of all]."""
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    weight_OI = torch.cat([linear.weight.detach() for linear in linears])
+    return product_of(weight_OI, torch.cat(biases) if biases else None, kernels)
 
 
 @dataclass(frozen=True)
 class _Site:
     """One fused product and the experts' terms beside it."""
 
-    linear: FusedLinear
+    product: Product
     arena: Arena
 
     def __call__(self, x_TI: Tensor, plan: LoraPlan | None) -> Tensor:
-        y_TO = self.linear(x_TI)
+        y_TO = self.product(x_TI)
         self.arena.add(y_TO, x_TI, plan)
         return y_TO
 
@@ -132,9 +101,11 @@ class FusedDecoder:
         self._rotary: nn.Module = body.rotary_emb
         self._norm = _Norm.of(body.norm)
         head: nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self._head = FusedLinear([head])
+        self._head = fuse([head], kernels)
         self._head_weight = head.weight.detach()
         self._head_bias = None if head.bias is None else head.bias.detach()
+        (lent,) = lend(PlainProduct(self._head_weight, None), [head], self._counter)
+        model.set_output_embeddings(lent)  # type: ignore[no-untyped-call]
         self._arenas: list[Arena] = []
         self._layers = []
         for index, layer in enumerate(body.layers):
@@ -158,10 +129,10 @@ class FusedDecoder:
     def _site(self, path: str, module: Any, names: Sequence[str], new_arena: NewArena) -> _Site:
         self._arenas.append(new_arena([f"{path}.{name}" for name in names]))
         linears = [getattr(module, name) for name in names]
-        fused = FusedLinear(linears)
-        for name, lent in zip(names, lend(fused, linears, self._counter), strict=True):
+        product = fuse(linears, self._kernels)
+        for name, lent in zip(names, lend(product, linears, self._counter), strict=True):
             setattr(module, name, lent)
-        return _Site(fused, self._arenas[-1])
+        return _Site(product, self._arenas[-1])
 
     def forward(
         self,

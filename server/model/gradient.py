@@ -30,6 +30,7 @@ from server.errors import InvalidRequest, NonFiniteGradient
 from server.model.base import Base
 from server.model.chat import ChatFormat, Prompt, common_prefix_length
 from server.model.fused import fusible
+from server.model.products import multiplies_bf16
 from server.model.sketch import CountSketch, Projection
 
 # Legend: T tokens, R rank, I/O input and output width, V vocabulary, G values of the adapter, D of a feature.
@@ -60,9 +61,9 @@ class GradientRunner:
     """
 
     def __init__(self, base: Base, chat: ChatFormat) -> None:
-        self._model = base.model if fusible(base.model) else _twin(base.model)
-        if base.device.type == "cpu":
-            self._model.set_attn_implementation("eager")  # its backward pass takes two thirds of sdpa's time here
+        self._model = base.model if fusible(base.model.config) else _twin(base.model)
+        if base.device.type == "cpu" and (base.dtype != torch.bfloat16 or multiplies_bf16(base.device)):
+            self._model.set_attn_implementation("eager")  # its backward pass takes two thirds of sdpa's time then
         self._opening = chat.opening
         self._running = threading.Lock()
 

@@ -139,6 +139,95 @@ static inline words load(const bf16 *from) {
 static inline floats lower(words w) { return (floats)(w << 16); }
 static inline floats upper(words w) { return (floats)(w & 0xffff0000u); }
 
+/* `narrow` of every number, in the upper halves. */
+static inline words rounded(floats x) {
+    words bits = (words)x, nan = (words)((bits & 0x7fffffffu) > 0x7f800000u);
+    return (((bits + 0x7fff + (bits >> 16 & 1)) & ~nan) | ((bits | 0x400000) & nan)) & 0xffff0000u;
+}
+
+/* Products for processors that do not multiply bf16 numbers themselves: x in fp32, weights widened as they are read.
+ *
+ * A weight [O, I] lies in panels of NUMBERS columns of the output, [I, NUMBERS] each, the last one filled up. HEIGHT rows of x
+ * are multiplied with a panel at a time: as many sums as there are registers. Every output is summed in the same order,
+ * however many rows there are, so that it does not depend on them. */
+enum { HEIGHT = 6, ABREAST = 4, NEAR = 1 << 16, LEAD = 512 };
+
+int64_t panel_width(void) { return NUMBERS; }
+
+/* y [rows, O] of so many panels from `column` on; x [I, rows].
+ * What is needed next is fetched meanwhile: one panel is read for all rows, so its successor comes by `step` bytes for each
+ * row of it from `next` on; several are read once, and fetched LEAD numbers ahead. */
+static inline __attribute__((always_inline)) void multiply_block(const float *x, const bf16 *panel, const bf16 *bias, bf16 *y,
+                                                                 int64_t I, int64_t O, int64_t column, const char *next,
+                                                                 int64_t step, const int rows, const int panels) {
+    floats low[HEIGHT][ABREAST] = {0}, high[HEIGHT][ABREAST] = {0};
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < I; i++) {
+        if (panels == 1) __builtin_prefetch(next + i * step);
+        for (int p = 0; p < panels; p++) {
+            const bf16 *from = panel + (p * I + i) * NUMBERS;
+            words w = load(from);
+            if (panels > 1) __builtin_prefetch(from + LEAD);
+            for (int r = 0; r < rows; r++) {
+                low[r][p] += x[i * rows + r] * lower(w);
+                high[r][p] += x[i * rows + r] * upper(w);
+            }
+        }
+    }
+    for (int p = 0; p < panels; p++) {
+        int64_t from = column + p * NUMBERS, width = O - from < NUMBERS ? O - from : NUMBERS;
+        words b = {0};
+        if (bias) memcpy(&b, bias + from, (size_t)width * sizeof *bias);
+        for (int r = 0; r < rows; r++) {
+            words out = rounded(high[r][p] + upper(b)) | rounded(low[r][p] + lower(b)) >> 16;
+            memcpy(y + r * O + from, &out, width == NUMBERS ? sizeof out : (size_t)width * sizeof *y);
+        }
+    }
+}
+
+static inline int64_t block_start(int64_t block, int64_t blocks, int64_t rows) { return rows * block / blocks; }
+
+/* y = x W^T + bias, which may be absent; x [T, I], y [T, O], room for T * I numbers. Rows come in blocks of like height, and as
+ * many blocks one after the other as stay in a thread's cache. */
+void multiply(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *y, int64_t T, int64_t I, int64_t O, float *room) {
+    int64_t blocks = (T + HEIGHT - 1) / HEIGHT, panels = (O + NUMBERS - 1) / NUMBERS;
+    int64_t together = NEAR / (HEIGHT * I) + 1, abreast = T == 1 ? ABREAST : T == 2 ? 2 : 1;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < blocks; b++) {
+            int64_t start = block_start(b, blocks, T), rows = block_start(b + 1, blocks, T) - start;
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t i = 0; i < I; i++) room[start * I + i * rows + r] = wide(x[(start + r) * I + i]);
+        }
+        for (int64_t first = 0; first < blocks; first += together) {
+            int64_t last = first + together < blocks ? first + together : blocks;
+#pragma omp for schedule(static) nowait
+            for (int64_t p = 0; p < panels; p += abreast) {
+                const bf16 *panel = weight + p * I * NUMBERS;
+                int64_t size = I * NUMBERS * (int64_t)sizeof *panel, step = NUMBERS * (int64_t)sizeof *panel / (last - first);
+                for (int64_t b = first; b < last; b++) {
+                    int64_t start = block_start(b, blocks, T), rows = block_start(b + 1, blocks, T) - start;
+                    const char *next = (const char *)panel + size + (b - first) * step * I;
+#define MULTIPLY(q, rows, panels) \
+    multiply_block(room + start * I, panel + (q) * I * NUMBERS, bias, y + start * O, I, O, (p + (q)) * NUMBERS, next, step, rows, panels)
+                    if (rows == 6) MULTIPLY(0, 6, 1);
+                    else if (rows == 5) MULTIPLY(0, 5, 1);
+                    else if (rows == 4) MULTIPLY(0, 4, 1);
+                    else if (rows == 3) MULTIPLY(0, 3, 1);
+                    else if (abreast == ABREAST && p + ABREAST <= panels) MULTIPLY(0, 1, ABREAST);
+                    else if (abreast == 2 && p + 2 <= panels) MULTIPLY(0, 2, 2);
+                    else
+                        for (int64_t q = 0; q < abreast && p + q < panels; q++)
+                            if (rows == 2) MULTIPLY(q, 2, 1);
+                            else MULTIPLY(q, 1, 1);
+#undef MULTIPLY
+                }
+            }
+        }
+    }
+}
+
 /* Where `attend` finds things; see there. */
 typedef struct {
     const bf16 *query, *cache;
@@ -400,12 +489,6 @@ typedef struct {
     const float *weight;
     float *h;
 } Run;
-
-/* `narrow` of every number, in the upper halves. */
-static inline words rounded(floats x) {
-    words bits = (words)x, nan = (words)((bits & 0x7fffffffu) > 0x7f800000u);
-    return (((bits + 0x7fff + (bits >> 16 & 1)) & ~nan) | ((bits | 0x400000) & nan)) & 0xffff0000u;
-}
 
 static inline float total(floats x) {
     float sum = 0;

@@ -6,44 +6,37 @@ so that the model is in memory once, whatever runs through it.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional as F
 
-# Legend: I/O input and output width, of all linears side by side in a lender.
+from server.model.products import Product, multiply
 
-
-class Lender(Protocol):
-    """What has taken weights over."""
-
-    def dense(self) -> Tensor:
-        """[O of all, I] in plain layout; a copy or its own."""
-        ...
+# Legend: I/O input and output width, of all linears side by side in a product.
 
 
 class Counter:
-    """Hands out the plain weight of one lender at a time, for those beside each other ask one after the other.
+    """Hands out the plain weight of one product at a time, for those beside each other ask one after the other.
 
     One for a whole model, used by one thread at a time.
     """
 
     def __init__(self) -> None:
-        self._last: tuple[Lender, Tensor] | None = None
+        self._last: tuple[Product, Tensor] | None = None
 
-    def weight(self, lender: Lender) -> Tensor:
-        if self._last is None or self._last[0] is not lender:
-            self._last = (lender, lender.dense())
+    def weight(self, product: Product) -> Tensor:
+        if self._last is None or self._last[0] is not product:
+            self._last = (product, product.dense())
         return self._last[1]
 
 
 class LentLinear(nn.Module):
-    """Some rows of a lender's weight, as a layer of their own. Gradients reach its input, never the weight."""
+    """Some rows of a product's weight, as a layer of their own. Gradients reach its input, never the weight."""
 
-    def __init__(self, lender: Lender, rows: slice, bias_O: Tensor | None, counter: Counter) -> None:
+    def __init__(self, product: Product, rows: slice, bias_O: Tensor | None, counter: Counter) -> None:
         super().__init__()
-        self._lender = lender
+        self._product = product
         self._rows = rows
         self._bias_O = bias_O
         self._counter = counter
@@ -51,7 +44,7 @@ class LentLinear(nn.Module):
     @property
     def plain_weight(self) -> Tensor:
         """[O, I]"""
-        return self._counter.weight(self._lender)[self._rows]
+        return self._counter.weight(self._product)[self._rows]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]"""
@@ -65,18 +58,18 @@ class _Product(Function):
     @staticmethod
     def forward(context: Any, x: Tensor, linear: LentLinear) -> Tensor:
         context.linear = linear
-        return F.linear(x, linear.plain_weight)
+        return multiply(x, linear.plain_weight)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] @ context.linear.plain_weight, None
+        return multiply(gradients[0], context.linear.plain_weight.T), None
 
 
-def lend(lender: Lender, linears: Sequence[nn.Linear], counter: Counter) -> list[LentLinear]:
-    """Replacements for the linears whose weights the lender holds side by side, in that order."""
+def lend(product: Product, linears: Sequence[nn.Linear], counter: Counter) -> list[LentLinear]:
+    """Replacements for the linears whose weights the product holds side by side, in that order."""
     lent, first = [], 0
     for linear in linears:
         rows = slice(first, first + linear.out_features)
-        lent.append(LentLinear(lender, rows, None if linear.bias is None else linear.bias.detach(), counter))
+        lent.append(LentLinear(product, rows, None if linear.bias is None else linear.bias.detach(), counter))
         first = rows.stop
     return lent

@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # Legend: T tokens, I/O input and output width, F width of the MLP, H query heads, K key/value heads, D head width,
 # C block_tokens, S slots, P linears side by side, R slot_rank.
@@ -35,6 +36,8 @@ _COMPILE_SECONDS = 60
 _LONG_QUERIES = 64  # tokens of a step whose attention takes long enough to give the interpreter up
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
+    "panel_width": [],
+    "multiply": [_POINTER] * 4 + [_INTEGER] * 3 + [_POINTER],
     "add_norm": [_POINTER] * 4 + [_INTEGER] * 2 + [_FLOAT],
     "swiglu": [_POINTER] * 2 + [_INTEGER] * 2,
     "rotate_and_store": [_POINTER] * 5 + [_INTEGER] * 6,
@@ -44,19 +47,20 @@ _SIGNATURES: dict[str, list[Any]] = {
     "add_terms": [_POINTER, _INTEGER, _POINTER, _INTEGER] + [_POINTER] * 6 + [_INTEGER] * 3 + [_POINTER],
     "fill_slots": [_POINTER] * 2 + [_INTEGER, _POINTER] + [_INTEGER] * 3,
 }
-_RESULTS = {"attend_scratch": _INTEGER}  # the others return nothing
+_RESULTS = {"panel_width": _INTEGER, "attend_scratch": _INTEGER}  # the others return nothing
 
 
 def applies_to(weight: Tensor) -> bool:
-    """True for the processors and the number format the kernels are written for."""
-    level = torch.backends.cpu.get_cpu_capability()
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and level in LEVELS
+    """True for the number format the kernels are written for, on the CPU."""
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
 
 
 def load_kernels(cache: Path) -> "Kernels | None":
-    """The kernels for this processor, compiled into `cache` unless they are there; None, and a warning, where they
-    cannot be had."""
-    level = LEVELS[torch.backends.cpu.get_cpu_capability()]
+    """The kernels for this processor, compiled into `cache` unless they are there; None where they are not written for
+    it, and, with a warning, where they cannot be had."""
+    level = LEVELS.get(torch.backends.cpu.get_cpu_capability())
+    if level is None:
+        return None
     try:
         return _loaded(cache, level)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
@@ -110,6 +114,22 @@ class Kernels:
     def __init__(self, library: Path) -> None:
         self._library = _declared(ctypes.PyDLL(str(library)))
         self._releasing = _declared(ctypes.CDLL(str(library)))
+
+    def panels(self, weight_OI: Tensor) -> Tensor:
+        """The weight as `multiply` reads it, [panels, I, columns of a panel], filled up with zeros."""
+        width: int = self._library.panel_width()
+        filled_OI = pad(weight_OI, (0, 0, 0, -len(weight_OI) % width))
+        return filled_OI.view(-1, width, weight_OI.shape[1]).transpose(1, 2).contiguous()
+
+    def multiply(self, x_TI: Tensor, panels: Tensor, bias_O: Tensor | None, width: int) -> Tensor:
+        """[T, I] -> [T, O]: x W^T + b, where W has `width` rows O. A row's result is the same among any others."""
+        x_TI = x_TI.contiguous()
+        y_TO = x_TI.new_empty(len(x_TI), width)
+        room = torch.empty(x_TI.numel(), dtype=torch.float32)
+        bias = None if bias_O is None else bias_O.data_ptr()
+        pointers = (x_TI.data_ptr(), panels.data_ptr(), bias, y_TO.data_ptr())
+        self._releasing.multiply(*pointers, *x_TI.shape, width, room.data_ptr())
+        return y_TO
 
     def add_norm(self, sum_TI: Tensor, delta_TI: Tensor | None, weight_I: Tensor, epsilon: float) -> Tensor:
         """[T, I]: adds `delta` to `sum`, in place, and returns RMSNorm of that."""

@@ -16,6 +16,7 @@ from server.engine.answerer import Answerer
 from server.model.base import load_base
 from server.model.chat import ChatFormat, Prompt
 from server.model.lora import layer_of
+from server.model.native import load_kernels
 from server.model.states import mean_states
 from tests.engine.conftest import Recorder, World, small_config
 from tests.support import tiny
@@ -208,7 +209,7 @@ def test_bf16_blends_and_states_are_those_of_single_experts_and_of_transformers(
 ) -> None:
     base = load_base(str(world.folder), dtype="bf16", device="cpu", cache=tmp_path)
     reference = AutoModelForCausalLM.from_pretrained(world.folder, dtype=torch.bfloat16)
-    config = replace(small_config(), kernel_cache=tmp_path if with_kernels else None)
+    config = replace(small_config(), kernels=load_kernels(tmp_path) if with_kernels else None)
     engine = Engine(base, world.chat, config, Recorder())
     engine.start()
     prompt = prompt_of(world, TEXTS[2])

@@ -15,6 +15,7 @@ from server.engine.runner import Runner
 from server.errors import BaseModelError
 from server.model.base import load_base
 from server.model.chat import ChatFormat, Prompt
+from server.model.native import load_kernels
 from tests.engine.conftest import ADAPTERS, Recorder, World, small_config
 from tests.support import tiny
 
@@ -218,7 +219,7 @@ def test_a_short_prompt_and_all_its_probes_are_one_step(world: World) -> None:
 def test_bf16_logits_stay_within_tolerance_of_peft(world: World, tmp_path: Path, with_kernels: bool) -> None:
     """Root mean square difference below 0.06 of the logits' spread: bf16 rounds each of the layers' sums to 8 bits."""
     base = load_base(str(world.folder), dtype="bf16", device="cpu", cache=tmp_path)
-    config = replace(small_config(), kernel_cache=tmp_path if with_kernels else None)
+    config = replace(small_config(), kernels=load_kernels(tmp_path) if with_kernels else None)
     engine = Engine(base, ChatFormat(base.tokenizer), config, Recorder())
     engine.start()
     rendered, shared = prompt_of(world, 1), world.chat.indicator_tokens(Indicators()).shared

@@ -1,11 +1,14 @@
-"""How much context a base has."""
+"""How much context a base has, and in which number format it is loaded."""
 
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from server.model import base as module
 from server.model.base import load_base
+from server.model.native import Kernels
 from tests.support import tiny
 
 LONGROPE = {
@@ -34,3 +37,30 @@ def test_a_base_whose_rotation_depends_on_the_longest_text_is_served_as_far_as_i
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     base = load_base(str(tmp_path), dtype="fp32", device="cpu", cache=tmp_path)
     assert base.max_context == tokens
+
+
+@pytest.mark.parametrize(
+    ("native", "with_kernels", "family", "dtype"),
+    [
+        (True, False, "llama", torch.bfloat16),
+        (True, False, "gpt2", torch.bfloat16),
+        (False, False, "llama", torch.float32),
+        (False, True, "llama", torch.bfloat16),
+        (False, True, "gpt2", torch.float32),  # torch's own modules multiply, and they are slow at it
+    ],
+)
+def test_a_base_is_in_bf16_where_that_is_fast(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: Kernels,
+    native: bool,
+    with_kernels: bool,
+    family: str,
+    dtype: torch.dtype,
+) -> None:
+    monkeypatch.setattr(module, "multiplies_bf16", lambda _: native)
+    folder = str(tiny.write_base(tmp_path / "base", family))
+    base = load_base(folder, device="cpu", cache=tmp_path, kernels=kernels if with_kernels else None)
+    assert base.dtype == dtype
+    named = load_base(folder, dtype="fp32", device="cpu", cache=tmp_path, kernels=kernels if with_kernels else None)
+    assert named.dtype == torch.float32

@@ -1,5 +1,6 @@
 """Gradient features against PEFT's own gradients, before and after an engine has taken the base over."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from torch.nn.functional import cross_entropy
 from expert_store import InvalidAdapter
 from server.engine import Engine
 from server.errors import InvalidRequest
+from server.model import products
 from server.model.base import Base, load_base
 from server.model.chat import ChatFormat, Prompt
 from server.model.gradient import MAX_TOKENS, GradientFeature, GradientRunner, mean_direction
+from server.model.native import Kernels
 from server.model.sketch import Projection, mixed_bits
 from tests.engine.conftest import Recorder, small_config
 from tests.support import tiny
@@ -77,13 +80,18 @@ def test_a_running_server_has_the_features_of_the_recipe_and_of_peft(family: tup
         engine.stop()
 
 
-def test_in_bf16_the_packed_weights_give_the_features_of_plain_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_in_bf16_the_packed_weights_give_the_features_of_plain_ones(
+    tmp_path: Path, native: bool, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On processors that multiply bf16 numbers and on those where kernels do."""
+    monkeypatch.setattr(products, "multiplies_bf16", lambda _: native)
     folder = tiny.write_base(tmp_path / "base")
     adapter = tiny.write_adapter(tmp_path / "adapter", folder, kind="lora", rank=4)
     plain, packed = load(folder, "bf16"), load(folder, "bf16")
     chat = ChatFormat(plain.tokenizer)
     runner = GradientRunner(packed, chat)
-    engine = Engine(packed, chat, small_config(), Recorder())
+    engine = Engine(packed, chat, replace(small_config(), kernels=kernels), Recorder())
     engine.start()
     try:
         prompt = chat.render([{"role": "user", "content": TEXTS[1]}])
