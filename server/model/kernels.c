@@ -150,7 +150,7 @@ static inline words rounded(floats x) {
  * A weight [O, I] lies in panels of NUMBERS columns of the output, [I, NUMBERS] each, the last one filled up. HEIGHT rows of x
  * are multiplied with a panel at a time: as many sums as there are registers. Every output is summed in the same order,
  * however many rows there are, so that it does not depend on them. */
-enum { HEIGHT = 6, ABREAST = 4, NEAR = 1 << 16, LEAD = 512 };
+enum { HEIGHT = 6, ABREAST = 4, NEAR = 1 << 16, LEAD = 256 };
 
 int64_t panel_width(void) { return NUMBERS; }
 
