@@ -358,18 +358,24 @@ static inline __attribute__((always_inline)) void absorb(const float *q, const T
         }
 }
 
-/* The same for any number of rows, one behind the other. */
-static inline __attribute__((always_inline)) void absorb_rows(const float *q, const Tile *tile, const int64_t *from,
-                                                              const int64_t *to, float *scores, float *sum, int64_t D,
-                                                              int64_t rows) {
-    int64_t r = 0;
-#define ABSORB(some) absorb(q + r * D, tile, from + r, to + r, scores, sum + r * sum_size(D), D, some)
-    for (; r + ROWS <= rows; r += ROWS) ABSORB(ROWS);
-    if (rows - r == 3) ABSORB(3);
-    else if (rows - r == 2) ABSORB(2);
-    else if (rows - r == 1) ABSORB(1);
-#undef ABSORB
-}
+/* Functions of their own, one for each common D and one for any: as part of what calls them they take compilers half a
+ * minute. */
+#define OF_EACH_WIDTH(DEFINE, name) DEFINE(name##_64, 64) DEFINE(name##_128, 128) DEFINE(name##_any, D)
+#define OF_WIDTH(name) (D == 64 ? name##_64 : D == 128 ? name##_128 : name##_any)
+
+/* `absorb` for any number of rows, one behind the other. */
+#define ABSORB_ROWS(name, width) \
+    static __attribute__((noinline)) void name(const float *q, const Tile *tile, const int64_t *from, const int64_t *to, \
+                                               float *scores, float *sum, int64_t D, int64_t rows) { \
+        (void)D; \
+        for (; rows > 0; rows -= ROWS, from += ROWS, to += ROWS, q += ROWS * (width), sum += ROWS * sum_size(width)) \
+            if (rows >= ROWS) absorb(q, tile, from, to, scores, sum, width, ROWS); \
+            else if (rows == 3) absorb(q, tile, from, to, scores, sum, width, 3); \
+            else if (rows == 2) absorb(q, tile, from, to, scores, sum, width, 2); \
+            else absorb(q, tile, from, to, scores, sum, width, 1); \
+    }
+OF_EACH_WIDTH(ABSORB_ROWS, absorb_rows)
+#undef ABSORB_ROWS
 
 /* So many fp32 numbers and as many more as fill the last vector: what lies behind them begins a line of the cache. Vectors
  * across two lines cost a tenth of a decode step's attention. */
@@ -410,7 +416,7 @@ static inline __attribute__((always_inline)) void close_rows(const Attention *ca
 }
 
 /* Queries of the segments [low, high), whose first `shared` blocks are the same ones and lie behind none of them, of the
- * heads that share one head of keys and values. Inlined for each common D. */
+ * heads that share one head of keys and values. */
 static inline __attribute__((always_inline)) void attend_head(const Attention *call, int64_t low, int64_t high,
                                                               int64_t shared, int64_t head, float *scratch, int64_t D) {
     int64_t group = call->heads / call->kv_heads, C = call->block_tokens, window = call->window, rows = 0;
@@ -428,7 +434,7 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
         int64_t blocks = shared - b < some ? shared - b : some;
         for (int64_t r = 0; r < rows; r++) from[r] = 0, to[r] = blocks * C;
         open_tile(call, &tile, call->table + call->table_start[low] + b, blocks * C, head, D);
-        absorb_rows(queries, &tile, from, to, scores, sums, D, rows);
+        OF_WIDTH(absorb_rows)(queries, &tile, from, to, scores, sums, D, rows);
     }
     for (int64_t s = low; s < high; s++) {
         int64_t position = call->position[s], count = call->count[s], own = count * group;
@@ -445,13 +451,23 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
             }
             open_tile(call, &tile, call->table + call->table_start[s] + b, seen, head, D);
             if (begin < end)
-                absorb_rows(q + begin * D, &tile, from + begin, to + begin, scores, sums + begin * sum_size(D), D, end - begin);
+                OF_WIDTH(absorb_rows)
+                (q + begin * D, &tile, from + begin, to + begin, scores, sums + begin * sum_size(D), D, end - begin);
         }
         close_rows(call, s, head, sums, D);
         q += own * D;
         sums += own * sum_size(D);
     }
 }
+
+#define ATTEND_HEAD(name, width) \
+    static __attribute__((noinline)) void name(const Attention *call, int64_t low, int64_t high, int64_t shared, int64_t head, \
+                                               float *scratch, int64_t D) { \
+        (void)D; \
+        attend_head(call, low, high, shared, head, scratch, width); \
+    }
+OF_EACH_WIDTH(ATTEND_HEAD, attend_head)
+#undef ATTEND_HEAD
 
 /* Attention of the segments to their own sequences' keys and values, where they lie in the cache.
  *
@@ -472,12 +488,7 @@ void attend(const bf16 *query, int64_t query_stride, const bf16 *cache, bf16 *ou
     for (int64_t item = 0; item < families * kv_heads; item++) {
         const int64_t *f = family + 2 * (item / kv_heads);
         float *own = scratch + omp_get_thread_num() * scratch_size;
-        if (D == 64)
-            attend_head(&call, f[0], f[2], f[1], item % kv_heads, own, 64);
-        else if (D == 128)
-            attend_head(&call, f[0], f[2], f[1], item % kv_heads, own, 128);
-        else
-            attend_head(&call, f[0], f[2], f[1], item % kv_heads, own, D);
+        OF_WIDTH(attend_head)(&call, f[0], f[2], f[1], item % kv_heads, own, D);
     }
 }
 
@@ -519,7 +530,7 @@ static inline __attribute__((always_inline)) void project_block(const bf16 *x, c
 }
 
 /* h = x A^T for the run's rows [low, high) of A, of which there are slots * terms. */
-static inline void project(const Run *run, const bf16 *x, const bf16 *a, int64_t I, int64_t terms, int64_t low,
+static __attribute__((noinline)) void project(const Run *run, const bf16 *x, const bf16 *a, int64_t I, int64_t terms, int64_t low,
                            int64_t high) {
     int64_t stride = run->slots * terms;
     for (int64_t t = 0; t < run->count;) {
@@ -572,7 +583,7 @@ static inline __attribute__((always_inline)) void expand_block(const float *h, i
 }
 
 /* y += h B for columns [low, high) of one part, which begins at column `edge` and is `width` wide; b [slots, rank, width]. */
-static inline void expand(const Run *run, bf16 *y, int64_t y_stride, const bf16 *b, int64_t edge, int64_t width,
+static __attribute__((noinline)) void expand(const Run *run, bf16 *y, int64_t y_stride, const bf16 *b, int64_t edge, int64_t width,
                           int64_t part, int64_t terms, int64_t rank, int64_t low, int64_t high) {
     int64_t stride = run->slots * terms, slots = run->slots;
     for (int64_t t = 0; t < run->count;) {

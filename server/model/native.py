@@ -1,7 +1,7 @@
 """Compiles and loads `kernels.c`, and calls it with tensors. Knows pointers and shapes; nothing of models or sequences.
 
 A C compiler is not required: without one, or on another processor or number format, torch does the same in more
-operations. The library is built once for each level of processor (half a second) and named for what went into it, so
+operations. The library is built once for each level of processor (five seconds) and named for what went into it, so
 that an image can bring the libraries along instead of a compiler.
 """
 
@@ -108,7 +108,7 @@ class Kernels:
     """The functions of `kernels.c`; see there for what each computes. All tensors are bf16 unless said otherwise.
 
     In a decode step they are short, so the interpreter is kept while they run: giving it up and fighting for it takes
-    longer. In a prefill attention is not, and others may have it.
+    longer. In a prefill attention is not, and others may have it; products always give it up, as torch's do.
     """
 
     def __init__(self, library: Path) -> None:
