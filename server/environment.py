@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import transformers
 
+from server.model.products import multiplies_bf16
+
 
 def describe_run(command: str) -> dict[str, Any]:
     """The circumstances of a measurement, for the head of its result file."""
@@ -17,7 +19,13 @@ def describe_run(command: str) -> dict[str, Any]:
         "command": command,
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "machine": {
+            "processor": _processor(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "multiplies_bf16": multiplies_bf16(torch.device("cpu")),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
