@@ -123,8 +123,7 @@ class _Running:
 
 async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     """Everything from settings to a pool of experts, told in a few log lines."""
-    kernels = await asyncio.to_thread(_load_kernels, settings)
-    base = await asyncio.to_thread(_load_base, settings, kernels)
+    base, kernels = await asyncio.to_thread(_load_base, settings)
     store = await asyncio.to_thread(_open_store, settings, base.spec)
     chat = ChatFormat(base.tokenizer, template=_chat_template(settings))
     feature = PromptFeature(base, chat)
@@ -187,17 +186,14 @@ def _routers(
     }
 
 
-def _load_kernels(settings: Settings) -> Kernels | None:
-    """None where nothing would be computed with them."""
-    used = settings.kernels == "auto" and settings.dtype != "fp32" and choose_device(settings.device).type == "cpu"
-    return load_kernels(settings.cache) if used else None
-
-
-def _load_base(settings: Settings, kernels: Kernels | None) -> Base:
+def _load_base(settings: Settings) -> tuple[Base, Kernels | None]:
+    """And the kernels to compute it with, which have a say in its number format; None where there are none to use."""
     log.info("loading_base", base=settings.base)
+    used = settings.kernels == "auto" and settings.dtype != "fp32" and choose_device(settings.device).type == "cpu"
+    kernels = load_kernels(settings.cache) if used else None
     base = load_base(settings.base, dtype=settings.dtype, device=settings.device, cache=settings.cache, kernels=kernels)
     log.info("base_loaded", dtype=_dtype_name(base), device=str(base.device), fingerprint=base.spec.fingerprint)
-    return base
+    return base, kernels
 
 
 def _open_store(settings: Settings, spec: BaseSpec) -> ExpertStore:

@@ -38,7 +38,7 @@ from server.errors import EngineStopped, InvalidRequest, NonFiniteLogits, Prompt
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt
 from server.model.lora import experts_at
-from server.model.native import Kernels, applies_to
+from server.model.native import Kernels
 from server.model.sampling import sample
 from server.threads import take_processors
 
@@ -53,7 +53,7 @@ class EngineConfig:
     """Sizes. `step_tokens` bounds one step's work; a slot is `slot_rank` rank-1 terms in every adapted layer.
 
     `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`). `kernels` are
-    used for a bf16 base on the CPU (None: torch does without). Of experts asked together up to `answer_ahead`, those
+    used where they apply (None: torch does without). Of experts asked together up to `answer_ahead`, those
     lately chosen, compute what comes behind their accept strings as well: a few tokens each, against a step of its own
     for the one chosen.
     """
@@ -85,7 +85,7 @@ class Engine:
             block_tokens=config.block_tokens,
             num_slots=config.num_slots,
             slot_rank=config.slot_rank,
-            kernels=config.kernels if applies_to(next(base.model.parameters())) else None,
+            kernels=config.kernels,
         )
         self.blocks = BlockPool(num_blocks=self._runner.kv.num_blocks, block_tokens=config.block_tokens)
         self._prefix = PrefixCache(self.blocks, enabled=config.prefix_cache)

@@ -15,7 +15,7 @@ from server.model.fused import FusedDecoder, fusible
 from server.model.generic import GenericDecoder
 from server.model.logits import Logits, Wanted
 from server.model.lora import Blend, LoraArenas, Slots, arena_maker, plan_lora
-from server.model.native import Kernels
+from server.model.native import Kernels, applies_to
 from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
 from server.model.states import StateSums
 
@@ -39,7 +39,8 @@ class Runner:
         kernels: Kernels | None = None,
     ) -> None:
         self._device = base.device
-        self._kernels = kernels if fusible(base.model.config) else None
+        applies = fusible(base.model.config) and applies_to(next(base.model.parameters()))
+        self._kernels = kernels if applies else None
         tokens = _check_sequence(base)
         with torch.inference_mode():
             expected, geometry = _reference_run(base, tokens)
