@@ -45,6 +45,8 @@ log = structlog.get_logger()
 
 DESCRIPTION = "An inference server whose LoRA experts choose their own requests."
 SLOT_RANK = 8
+_STEP_TOKENS = 512  # about a third of a second on two cores: what a new prompt may keep the others waiting
+_STEP_TOKENS_ON_GPU = 4096
 
 
 class AppEngine(RequestEngine, EffectEngine, Protocol):
@@ -222,9 +224,11 @@ def _chat_template(settings: Settings) -> str | None:
 
 
 def _engine_config(settings: Settings, kernels: Kernels | None) -> EngineConfig:
+    on_gpu = choose_device(settings.device).type == "cuda"
     return EngineConfig(
         kv_memory_bytes=settings.kv_memory,
-        step_tokens=settings.step_tokens,
+        step_tokens=settings.step_tokens or (_STEP_TOKENS_ON_GPU if on_gpu else _STEP_TOKENS),
+        decode_graphs=not settings.no_decode_graphs,
         num_slots=settings.expert_slots,
         expert_memory_bytes=settings.expert_memory,
         slot_rank=SLOT_RANK,

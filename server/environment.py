@@ -25,6 +25,7 @@ def describe_run(command: str) -> dict[str, Any]:
             "multiplies_bf16": multiplies_bf16(torch.device("cpu")),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "versions": {
             "python": platform.python_version(),

@@ -85,7 +85,15 @@ class Settings(BaseSettings):
     no_prefix_cache: bool = Field(
         False, description="Compute every prompt from its beginning, also where an earlier request began alike."
     )
-    step_tokens: int = Field(512, ge=16, le=65536, description="Most tokens the engine computes in one step.")
+    no_decode_graphs: bool = Field(
+        False, description="On a GPU, launch decode steps kernel by kernel instead of as CUDA graphs."
+    )
+    step_tokens: int | None = Field(
+        None,
+        ge=16,
+        le=65536,
+        description="Most tokens the engine computes in one step; by default 512, on a GPU 4096.",
+    )
     expert_slots: int = Field(
         64, ge=1, le=4096, description="Expert slots on the device; an expert of rank r takes ceil(r / 8)."
     )

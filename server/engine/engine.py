@@ -53,9 +53,9 @@ class EngineConfig:
     """Sizes. `step_tokens` bounds one step's work; a slot is `slot_rank` rank-1 terms in every adapted layer.
 
     `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`). `kernels` are
-    used where they apply (None: torch does without). Of experts asked together up to `answer_ahead`, those
-    lately chosen, compute what comes behind their accept strings as well: a few tokens each, against a step of its own
-    for the one chosen.
+    used where they apply (None: torch does without), `decode_graphs` on a GPU. Of experts asked together up to
+    `answer_ahead`, those lately chosen, compute what comes behind their accept strings as well: a few tokens each,
+    against a step of its own for the one chosen.
     """
 
     kv_memory_bytes: int
@@ -69,6 +69,7 @@ class EngineConfig:
     threads: int | None = None
     kernels: Kernels | None = None
     answer_ahead: int = 8
+    decode_graphs: bool = True
 
 
 class Engine:
@@ -86,6 +87,7 @@ class Engine:
             num_slots=config.num_slots,
             slot_rank=config.slot_rank,
             kernels=config.kernels,
+            decode_graphs=config.decode_graphs,
         )
         self.blocks = BlockPool(num_blocks=self._runner.kv.num_blocks, block_tokens=config.block_tokens)
         self._prefix = PrefixCache(self.blocks, enabled=config.prefix_cache)

@@ -11,6 +11,7 @@ from server.engine.scheduler import Segment, StepPlan
 from server.errors import BaseModelError
 from server.model.attention import plan_attention
 from server.model.base import Base
+from server.model.decode_graphs import DecodeGraphs, recorder_for
 from server.model.fused import FusedDecoder, fusible
 from server.model.generic import GenericDecoder
 from server.model.logits import Logits, Wanted
@@ -37,7 +38,9 @@ class Runner:
         num_slots: int,
         slot_rank: int,
         kernels: Kernels | None = None,
+        decode_graphs: bool = True,
     ) -> None:
+        """`decode_graphs`: where there are any, steps that only decode are run as such."""
         self._device = base.device
         applies = fusible(base.model.config) and applies_to(next(base.model.parameters()))
         self._kernels = kernels if applies else None
@@ -52,9 +55,16 @@ class Runner:
             dtype=base.dtype,
             device=base.device,
         )
-        self._decoder = _new_decoder(base, num_slots=num_slots, slot_rank=slot_rank, kernels=self._kernels)
+        record = recorder_for(base.device) if decode_graphs else None
+        num_made = num_slots if record is None else num_slots + 1  # the last one stays empty
+        self._decoder = _new_decoder(base, num_slots=num_made, slot_rank=slot_rank, kernels=self._kernels)
         with torch.inference_mode():
             self._check(base, tokens, expected)
+        self._graphs = (
+            None
+            if record is None
+            else DecodeGraphs(self._decoder, self.kv, record, num_layers=geometry.num_layers, empty_slot=num_slots)
+        )
 
     @property
     def arenas(self) -> LoraArenas:
@@ -63,6 +73,10 @@ class Runner:
     def run(self, plan: StepPlan) -> Logits:
         """One forward pass; the logits that segments want, in plan order."""
         spans, tokens, positions, slots_T = _lay_out(plan.segments)
+        if self._graphs is not None and _only_decodes(plan):
+            logits_WV = self._graphs.run(tokens, spans, slots_T)
+            if logits_WV is not None:
+                return Logits(logits_WV, torch.empty(0, 2))
         wanted = _wanted(spans, plan.segments, self._device)
         copies = [(copy.source, copy.target, copy.num_tokens) for copy in plan.copies]
         watched = [
@@ -141,6 +155,17 @@ def _lay_out(
         positions += range(segment.start, segment.end)
         slots_T += [segment.slots] * count
     return spans, tokens, positions, slots_T
+
+
+def _only_decodes(plan: StepPlan) -> bool:
+    """One token of each sequence, and what comes behind it; nothing else."""
+    return not plan.copies and all(
+        segment.end - segment.start == 1
+        and segment.wants_logits
+        and segment.choice is None
+        and segment.sequence.states is None
+        for segment in plan.segments
+    )
 
 
 def _wanted(spans: Seq[SegmentSpan], segments: Seq[Segment], device: torch.device) -> Wanted:

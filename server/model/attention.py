@@ -33,7 +33,7 @@ class AttentionPlan:
     kv: PagedKV
     place_T: Tensor  # where a layer's [blocks * 2 K * C, D] holds head 0 of each token
     copies: "_Copies | NativeCopies | None"
-    groups: Sequence["_Group | NativeGroup"]
+    groups: Sequence["Group | NativeGroup"]
     long_segments: list["_LongSegment"]
 
     @cached_property
@@ -87,10 +87,10 @@ def plan_attention(
     Between writing and reading, the first n tokens of block `source` are copied to `target` for each (source, target,
     n) of `copies`.
     """
-    groups: list[_Group] | list[NativeGroup]
+    groups: list[Group] | list[NativeGroup]
     if kernels is None:
         short = [s for s in segments if s.num_queries <= _GROUPED_QUERIES]
-        groups = [_Group(members, kv) for members in _alike(short, kv.block_tokens)]
+        groups = [Group.of(members, kv) for members in _alike(short, kv.block_tokens)]
         long = [_LongSegment(s, kv) for s in segments if s.num_queries > _GROUPED_QUERIES]
     else:
         groups = [NativeGroup(segments, kv, kernels)]
@@ -180,46 +180,76 @@ def paged_attention(
     return output_THD[None], None
 
 
-class _Group:
-    """Segments with the same number of queries, their keys padded to the same number of blocks."""
+class Group:
+    """Segments with the same number of queries, their keys padded to the same number of blocks.
 
-    def __init__(self, members: Sequence[SegmentSpan], kv: PagedKV) -> None:
-        device = kv.device
-        num_blocks = max(-(-s.num_keys // kv.block_tokens) for s in members)
-        self._num_segments = len(members)
-        self._num_queries = members[0].num_queries
-        tokens = [s.first_token + i for s in members for i in range(s.num_queries)]
-        in_order = tokens == list(range(tokens[0], tokens[0] + len(tokens)))
-        self._tokens: slice | Tensor = (
-            slice(tokens[0], tokens[0] + len(tokens)) if in_order else torch.tensor(tokens, device=device)
-        )
-        padded = [list(s.blocks[:num_blocks]) + [0] * (num_blocks - len(s.blocks)) for s in members]
+    table_BN holds each segment's blocks (any block behind its last one), position_Bn where its queries stand, `tokens`
+    where they are in the step. `sdpa` attends by torch's own operator, whose kernels for GPUs read keys and values in
+    their own format and sum up in fp32; without it the products are made one by one, all in fp32.
+    """
+
+    def __init__(
+        self, tokens: slice | Tensor, table_BN: Tensor, position_Bn: Tensor, kv: PagedKV, *, sdpa: bool | None = None
+    ) -> None:
+        self._tokens = tokens
+        self._num_segments, self._num_queries = position_Bn.shape
+        self._sdpa = kv.device.type == "cuda" if sdpa is None else sdpa
         num_rows = 2 * kv.num_kv_heads
-        heads = torch.arange(num_rows, device=device).view(2, 1, kv.num_kv_heads, 1)
-        table_BN = torch.tensor(padded, device=device)
+        heads = torch.arange(num_rows, device=kv.device).view(2, 1, kv.num_kv_heads, 1)
         # gather[0 or 1, b, k, i]: the row of C * D numbers with head k of keys or values in table[b][i]
         self._gather = (table_BN[None, :, None, :] * num_rows + heads).flatten()
-        position_Bn = torch.tensor([[s.position + i for i in range(s.num_queries)] for s in members], device=device)
-        self._biases = _Biases(position_Bn, num_blocks * kv.block_tokens)
+        self._biases = _Biases(position_Bn, table_BN.shape[1] * kv.block_tokens)
+
+    @classmethod
+    def of(cls, members: Sequence[SegmentSpan], kv: PagedKV, *, sdpa: bool | None = None) -> "Group":
+        """Of these segments."""
+        num_blocks = max(-(-s.num_keys // kv.block_tokens) for s in members)
+        tokens = [s.first_token + i for s in members for i in range(s.num_queries)]
+        in_order = tokens == list(range(tokens[0], tokens[0] + len(tokens)))
+        padded = [list(s.blocks[:num_blocks]) + [0] * (num_blocks - len(s.blocks)) for s in members]
+        positions = [[s.position + i for i in range(s.num_queries)] for s in members]
+        return cls(
+            slice(tokens[0], tokens[0] + len(tokens)) if in_order else torch.tensor(tokens, device=kv.device),
+            torch.tensor(padded, device=kv.device),
+            torch.tensor(positions, device=kv.device),
+            kv,
+            sdpa=sdpa,
+        )
 
     def attend(self, call: Call, output_THD: Tensor) -> None:
         num_heads, width = call.query_THD.shape[1:]
         num_kv_heads = call.kv.shape[1] // 2
         group = num_heads // num_kv_heads
-        shape = (self._num_segments, self._num_queries, num_kv_heads, group, width)
-        query = (call.query_THD[self._tokens].float() * call.scale).view(shape)
-        query = query.permute(0, 2, 3, 1, 4).reshape(shape[0] * num_kv_heads, group * shape[1], width)
-        # All in fp32: bf16 scores are off by up to 1/256 of their size, which is enough to change answers.
-        rows = call.kv.view(call.kv.shape[0] * call.kv.shape[1], -1).index_select(0, self._gather).float()
-        keys, values = rows.view(2, shape[0] * num_kv_heads, -1, width).unbind()
-        scores = torch.bmm(query, keys.transpose(1, 2))
-        if call.softcap is not None:
-            scores = call.softcap * torch.tanh(scores / call.softcap)
-        biased = scores.view(shape[0], num_kv_heads, group, shape[1], -1).add_(self._biases.get(call.window))
-        weights = biased.softmax(dim=-1).view_as(scores)
-        mixed = torch.bmm(weights, values).view(shape[0], num_kv_heads, group, shape[1], width)
-        mixed = mixed.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, width)
-        output_THD[self._tokens] = mixed.to(output_THD.dtype)
+        query = call.query_THD[self._tokens].view(self._num_segments, self._num_queries, num_kv_heads, group, width)
+        rows = call.kv.view(call.kv.shape[0] * call.kv.shape[1], -1).index_select(0, self._gather)
+        keys, values = rows.view(2, self._num_segments, num_kv_heads, -1, width).unbind()
+        attend = _by_sdpa if self._sdpa and call.softcap is None else _in_fp32
+        mixed_BKGnD = attend(query.permute(0, 2, 3, 1, 4), keys, values, self._biases.get(call.window), call)
+        output_THD[self._tokens] = mixed_BKGnD.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, width)
+
+
+def _by_sdpa(query_BKGnD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, bias: Tensor, call: Call) -> Tensor:
+    """The heads that share keys stand one behind the other, as further queries."""
+    num_segments, num_kv_heads, group, num_queries, width = query_BKGnD.shape
+    together = (num_segments, num_kv_heads, group * num_queries)
+    mask = bias.to(key_BKSD.dtype).expand(-1, num_kv_heads, group, -1, -1).reshape(*together, -1)
+    mixed = F.scaled_dot_product_attention(
+        query_BKGnD.reshape(*together, width), key_BKSD, value_BKSD, attn_mask=mask, scale=call.scale
+    )
+    return mixed.view(query_BKGnD.shape)
+
+
+def _in_fp32(query_BKGnD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, bias: Tensor, call: Call) -> Tensor:
+    """bf16 scores would be off by up to 1/256 of their size, which is enough to change answers."""
+    num_segments, num_kv_heads, group, num_queries, width = query_BKGnD.shape
+    query = (query_BKGnD.float() * call.scale).reshape(num_segments * num_kv_heads, group * num_queries, width)
+    keys, values = (rows.float().flatten(0, 1) for rows in (key_BKSD, value_BKSD))
+    scores = torch.bmm(query, keys.transpose(1, 2))
+    if call.softcap is not None:
+        scores = call.softcap * torch.tanh(scores / call.softcap)
+    biased = scores.view(num_segments, num_kv_heads, group, num_queries, -1).add_(bias)
+    mixed = torch.bmm(biased.softmax(dim=-1).view_as(scores), values)
+    return mixed.view(query_BKGnD.shape).to(call.query_THD.dtype)
 
 
 class _Biases:
@@ -254,6 +284,10 @@ class _LongSegment:
     kv: PagedKV
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
+    @cached_property
+    def _blocks(self) -> Tensor:
+        return torch.tensor(self.span.blocks[: -(-self.span.num_keys // self.kv.block_tokens)], device=self.kv.device)
+
     def attend(self, call: Call, output_THD: Tensor) -> None:
         span = self.span
         tokens = slice(span.first_token, span.first_token + span.num_queries)
@@ -267,7 +301,7 @@ class _LongSegment:
 
     def _sequence(self, cache: Tensor) -> tuple[Tensor, Tensor]:
         """[S, K, D] of keys and of values, in order, without the unused tail of the last block."""
-        blocks = cache[list(self.span.blocks[: -(-self.span.num_keys // self.kv.block_tokens)])]
+        blocks = cache.index_select(0, self._blocks)
         keys, values = blocks.transpose(1, 2).flatten(0, 1)[: self.span.num_keys].chunk(2, dim=1)
         return keys, values
 

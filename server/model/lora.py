@@ -72,8 +72,8 @@ class _Run:
         return _weight_in(self.weight_L, layer)
 
 
-@dataclass(frozen=True)
-class _Batch:
+@dataclass(frozen=True, kw_only=True)
+class Batch:
     """Short runs multiplied together: one row of m tokens for each slot.
 
     input_token[s * m + i] is the token whose input stands there (any token where none belongs). Output rows
@@ -89,23 +89,34 @@ class _Batch:
     unique: bool  # no token has more than one slot
     weight_Lm: Tensor | None = None  # [L, rows] factors of the rows, where one of them is weighed
 
+    @property
+    def plain(self) -> bool:
+        """Rows and tokens are the same, in the same order."""
+        return self.output_row is None and self.output_token is None
+
 
 @dataclass(frozen=True)
 class LoraPlan:
     """Which slots each token of a step uses."""
 
-    present: frozenset[int]  # slots of the experts at work
+    present: frozenset[int] | None  # slots of the experts at work; None where the numbers on the device alone say which
     runs: Sequence[_Run]
-    batches: Sequence[_Batch]
+    batches: Sequence[Batch]
     native: NativeRuns | None  # all of them, where there are kernels; then there are no runs or batches here
 
 
 def plan_lora(
-    slots_T: Sequence[Slots | Blend | None], *, device: torch.device, native: bool = False
+    slots_T: Sequence[Slots | Blend | None],
+    *,
+    device: torch.device,
+    native: bool = False,
+    few_launches: bool | None = None,
 ) -> LoraPlan | None:
     """The plan for a step whose token t uses `slots_T[t]`; None where every token is the base's.
 
     Any order is right; adjacent tokens of one expert are what makes it fast. `native`: kernels take the short runs.
+    `few_launches` (by default on a GPU): all runs of like length are multiplied together, each in a row of its own with
+    a copy of its expert's terms, since there a product for each expert costs more than copies and padding.
     """
     if native:
         pieces = list(_pieces(slots_T))
@@ -115,7 +126,8 @@ def plan_lora(
     if not runs:
         return None
     present = frozenset(slot for run in runs for slot in run.slots)
-    return LoraPlan(present, *_batched(runs, device), None)
+    few = device.type == "cuda" if few_launches is None else few_launches
+    return LoraPlan(present, *_batched(runs, device, few_launches=few), None)
 
 
 def _pieces(slots_T: Sequence[Slots | Blend | None]) -> Iterator[tuple[int, int, list[tuple[int, Tensor | None]]]]:
@@ -127,13 +139,13 @@ def _pieces(slots_T: Sequence[Slots | Blend | None]) -> Iterator[tuple[int, int,
             yield first, min(first + _PIECE, stop), entries
 
 
-def _batched(runs: Sequence[_Run], device: torch.device) -> tuple[list[_Run], list[_Batch]]:
+def _batched(runs: Sequence[_Run], device: torch.device, *, few_launches: bool) -> tuple[list[_Run], list[Batch]]:
     """Long runs, and short ones of like length together."""
     short: dict[int, list[_Run]] = defaultdict(list)
     long = []
     for run in runs:
         length = run.stop - run.start
-        if length < _LONGEST_SHORT_RUN:
+        if few_launches or length < _LONGEST_SHORT_RUN:
             short[(length - 1).bit_length()].append(run)
         else:
             long.append(run)
@@ -142,7 +154,7 @@ def _batched(runs: Sequence[_Run], device: torch.device) -> tuple[list[_Run], li
         if len(members) == 1:
             long += members
         else:
-            batches.append(_batch(members, device))
+            batches.append(_batch(members, device, apart=few_launches))
     return long, batches
 
 
@@ -165,36 +177,38 @@ def _groups(slots_T: Sequence[Slots | Blend | None]) -> Iterator[tuple[int, int,
         start = stop
 
 
-def _batch(runs: Sequence[_Run], device: torch.device) -> _Batch:
-    """Every run once for each of its slots; runs that share slots stand in the same row one behind the other."""
-    tokens_of: dict[int, list[int]] = defaultdict(list)
-    weights_of: dict[int, list[Tensor | None]] = defaultdict(list)
+def _batch(runs: Sequence[_Run], device: torch.device, *, apart: bool) -> Batch:
+    """Every run once for each of its slots; runs that share slots stand in the same row one behind the other, or
+    `apart`."""
+    tokens_of: dict[tuple[int, int], list[int]] = defaultdict(list)  # by slot and, where they stand apart, run
+    weights_of: dict[tuple[int, int], list[Tensor | None]] = defaultdict(list)
     for run in runs:
         for slot in run.slots:
-            tokens_of[slot] += range(run.start, run.stop)
-            weights_of[slot] += [run.weight_L] * (run.stop - run.start)
+            row = (slot, run.start if apart else 0)
+            tokens_of[row] += range(run.start, run.stop)
+            weights_of[row] += [run.weight_L] * (run.stop - run.start)
     present = sorted(tokens_of)
-    span = range(present[0], present[-1] + 1)
-    whole = len(span) <= _SPREAD * len(present)
-    columns = list(span) if whole else present
+    span = range(present[0][0], present[-1][0] + 1)
+    whole = not apart and len(span) <= _SPREAD * len(present)
+    columns = [(slot, 0) for slot in span] if whole else present
     longest = max(len(tokens) for tokens in tokens_of.values())
-    pairs = [(row * longest + i, t) for row, slot in enumerate(columns) for i, t in enumerate(tokens_of.get(slot, ()))]
+    pairs = [(at * longest + i, t) for at, row in enumerate(columns) for i, t in enumerate(tokens_of.get(row, ()))]
     pairs.sort(key=lambda pair: pair[1])
     filled = [runs[0].start] * (len(columns) * longest)
-    for row, token in pairs:
-        filled[row] = token
+    for place, token in pairs:
+        filled[place] = token
     tokens = [token for _, token in pairs]
     first, in_order = tokens[0], tokens == list(range(tokens[0], tokens[0] + len(tokens)))
     plain = in_order and filled == tokens
-    return _Batch(
-        slots=slice(span.start, span.stop) if whole else torch.tensor(columns, device=device),
+    return Batch(
+        slots=slice(span.start, span.stop) if whole else torch.tensor([slot for slot, _ in columns], device=device),
         num_slots=len(columns),
         input_token=None if plain else torch.tensor(filled, device=device),
-        output_row=None if plain else torch.tensor([row for row, _ in pairs], device=device),
+        output_row=None if plain else torch.tensor([place for place, _ in pairs], device=device),
         output_token=None if in_order else torch.tensor(tokens, device=device),
         tokens=slice(first, first + len(tokens)),
         unique=len(set(tokens)) == len(tokens),
-        weight_Lm=_row_weights([weights_of.get(slot, []) for slot in columns], longest, device),
+        weight_Lm=_row_weights([weights_of.get(row, []) for row in columns], longest, device),
     )
 
 
@@ -294,7 +308,7 @@ class Arena:
 
     def add(self, y_TO: Tensor, x_TI: Tensor, plan: LoraPlan | None) -> None:
         """y += x A^T B for every token and its expert, in place; y holds the linears' outputs side by side."""
-        if plan is None or self._users.isdisjoint(plan.present):
+        if plan is None or (plan.present is not None and self._users.isdisjoint(plan.present)):
             return
         for run in plan.runs:
             if run.slots.start in self._users:
@@ -329,7 +343,7 @@ class Arena:
             all_O[:, index, :, columns] = part
         return all_O.flatten(0, 2)
 
-    def _add_batch(self, y_TO: Tensor, x_TI: Tensor, batch: _Batch) -> None:
+    def _add_batch(self, y_TO: Tensor, x_TI: Tensor, batch: Batch) -> None:
         x = x_TI[batch.tokens] if batch.input_token is None else x_TI.index_select(0, batch.input_token)
         a = self.a[batch.slots].flatten(1, 2)
         x_SmI = x.to(a.dtype).view(batch.num_slots, -1, a.shape[-1])
@@ -337,14 +351,17 @@ class Arena:
         if batch.weight_Lm is not None and self._layer is not None:
             h = (h * batch.weight_Lm[self._layer].view(batch.num_slots, -1, 1)).to(h.dtype)
         for part, columns in enumerate(self._columns):
-            terms = slice(part * self._rank, (part + 1) * self._rank)
-            rows = torch.bmm(h[:, :, terms], self.b[part][batch.slots]).flatten(0, 1)
+            terms, b = slice(part * self._rank, (part + 1) * self._rank), self.b[part][batch.slots]
+            if batch.plain and y_TO.dtype == h.dtype:
+                y_TO[batch.tokens, columns].view(batch.num_slots, -1, b.shape[-1]).baddbmm_(h[:, :, terms], b)
+                continue
+            rows = torch.bmm(h[:, :, terms], b).flatten(0, 1)
             if batch.output_row is not None:
                 rows = rows.index_select(0, batch.output_row)
             _add_rows(y_TO[:, columns], rows, batch)
 
 
-def _add_rows(y_TO: Tensor, rows: Tensor, batch: _Batch) -> None:
+def _add_rows(y_TO: Tensor, rows: Tensor, batch: Batch) -> None:
     if batch.output_token is None:
         y_TO[batch.tokens] += rows.to(y_TO.dtype)
     elif batch.unique:

@@ -1,6 +1,7 @@
 """One tiny base, seven adapters of unlike kinds, ranks and targets, and an engine that serves them in fp32."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,10 +68,10 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_base(tmp_path_factory.mktemp("base"))
 
 
-@pytest.fixture(scope="session")
-def world(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    root = tmp_path_factory.mktemp("world")
-    base = load_base(str(base_folder), dtype="fp32", device="cpu", cache=root / "cache")
+@contextmanager
+def new_world(base_folder: Path, root: Path, device: str = "cpu") -> Iterator[World]:
+    """`root` is an empty folder."""
+    base = load_base(str(base_folder), dtype="fp32", device=device, cache=root / "cache")
     chat = ChatFormat(base.tokenizer)
     store = ExpertStore.open(root / "store")
     adapters, experts = {}, {}
@@ -86,3 +87,9 @@ def world(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield World(base_folder, base, chat, store, experts, adapters, engine, recorder)
     engine.stop()
     engine.check_integrity()
+
+
+@pytest.fixture(scope="session")
+def world(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with new_world(base_folder, tmp_path_factory.mktemp("world")) as made:
+        yield made

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from server.model.attention import allowed_keys, attend_segment, paged_attention, plan_attention
+from server.model.attention import Group, allowed_keys, attend_segment, paged_attention, plan_attention
 from server.model.native import Kernels
 from server.model.native_attention import families_of
-from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
+from server.model.paged_kv import Call, KVGeometry, PagedKV, SegmentSpan
 
 HEADS, KV_HEADS, WIDTH, CAPACITY = 6, 2, 16, 4
 SHAPES = {
@@ -60,6 +60,26 @@ def test_grouped_attention_equals_one_segment_at_a_time(
         expected = attend_segment(query[0].transpose(0, 1)[tokens], keys, values, mask=mask, scale=0.3, softcap=softcap)
         tolerance = 1e-5 if dtype == torch.float32 else 3e-2
         torch.testing.assert_close(output[0, tokens], expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("num_queries", [1, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_group_attends_by_torchs_operator_as_product_by_product(
+    num_queries: int, window: int | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    geometry, cpu = KVGeometry(1, KV_HEADS, WIDTH), torch.device("cpu")
+    kv = PagedKV(geometry=geometry, num_blocks=120, block_tokens=CAPACITY, dtype=dtype, device=cpu)
+    kv.layers[0].normal_()
+    spans, total = lay_out([(num_queries, position) for position in (7, 0, 30, 31)])
+    query = torch.randn(total, HEADS, WIDTH).to(dtype)
+    outputs = []
+    for sdpa in (False, True):
+        outputs.append(torch.full_like(query, torch.nan))
+        Group.of(spans, kv, sdpa=sdpa).attend(Call(query, kv.layers[0], 0.3, window, None), outputs[-1])
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(outputs[1], outputs[0], atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("width", [16, 64, 128])

@@ -57,21 +57,39 @@ def filled_arena(dtype: torch.dtype = torch.float32, kernels: Kernels | None = N
     return arena
 
 
-def check(slots_T: list[Slots | Blend | None], dtype: torch.dtype, kernels: Kernels | None = None) -> None:
+def check(
+    slots_T: list[Slots | Blend | None],
+    dtype: torch.dtype,
+    kernels: Kernels | None = None,
+    *,
+    few_launches: bool = False,
+) -> None:
     arena = filled_arena(dtype, kernels)
     x_TI = torch.randn(len(slots_T), WIDTH_IN, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected = torch.ones(len(slots_T), sum(WIDTHS_OUT), dtype=dtype)
     actual = expected.clone()
     add_reference(arena, expected, x_TI, slots_T)
-    arena.add(actual, x_TI, plan_lora(slots_T, device=CPU, native=kernels is not None))
+    plan = plan_lora(slots_T, device=CPU, native=kernels is not None, few_launches=few_launches)
+    arena.add(actual, x_TI, plan)
     scale = float(expected.float().abs().max())
     torch.testing.assert_close(actual.float(), expected.float(), atol=TOLERANCE[dtype] * scale, rtol=0)
 
 
+@pytest.mark.parametrize("few_launches", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("popularity", POPULARITIES)
-def test_batches_equal_the_loop(popularity: str, dtype: torch.dtype) -> None:
-    check([None if i is None else EXPERTS[i] for i in POPULARITIES[popularity]], dtype)
+def test_batches_equal_the_loop(popularity: str, dtype: torch.dtype, few_launches: bool) -> None:
+    check([None if i is None else EXPERTS[i] for i in POPULARITIES[popularity]], dtype, few_launches=few_launches)
+
+
+def test_few_launches_pad_no_more_than_twice() -> None:
+    """However unevenly the experts are asked: a row in which all tokens of one stood would make all others as long."""
+    runs = [[EXPERTS[0]] * 3, [EXPERTS[2]] * 4] * 20 + [[EXPERTS[3]] * 4, [EXPERTS[5]] * 90, [EXPERTS[6]] * 65]
+    slots_T = [slots for run in runs for slots in run]
+    plan = plan_lora(slots_T, device=CPU, few_launches=True)
+    assert plan is not None
+    assert not plan.runs
+    assert [len(batch.input_token) for batch in plan.batches if batch.input_token is not None] == [41 * 4, 2 * 90]
 
 
 @pytest.mark.parametrize("popularity", POPULARITIES)
@@ -91,10 +109,11 @@ BLENDS: dict[str, list[Slots | Blend | None]] = {
 }
 
 
+@pytest.mark.parametrize("few_launches", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", BLENDS)
-def test_blends_equal_the_loop(name: str, dtype: torch.dtype) -> None:
-    check(BLENDS[name], dtype)
+def test_blends_equal_the_loop(name: str, dtype: torch.dtype, few_launches: bool) -> None:
+    check(BLENDS[name], dtype, few_launches=few_launches)
 
 
 @pytest.mark.parametrize("name", BLENDS)
@@ -137,6 +156,7 @@ def test_any_order_of_tokens_equals_the_loop_in_kernels(kernels: Kernels, slots_
 @given(st.lists(st.sampled_from([None, *EXPERTS, TWO, MANY]), min_size=1, max_size=40))
 def test_any_order_of_tokens_equals_the_loop(slots_T: list[Slots | Blend | None]) -> None:
     check(slots_T, torch.float32)
+    check(slots_T, torch.float32, few_launches=True)
 
 
 def test_the_loop_equals_the_formula() -> None:

@@ -23,7 +23,7 @@ def test_flags_win_over_variables_over_the_file_over_defaults(tmp_path: Path, mo
     monkeypatch.setenv("RELAY_PORT", "2")
     monkeypatch.setenv("RELAY_HOST", "::1")
     settings = load_settings({"port": "3"}, config=file)
-    assert (settings.port, settings.host, settings.kv_memory, settings.step_tokens) == (3, "::1", 2 << 30, 512)
+    assert (settings.port, settings.host, settings.kv_memory, settings.max_queue) == (3, "::1", 2 << 30, 256)
 
 
 def test_the_file_can_be_named_by_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
