@@ -57,6 +57,19 @@ class Measured:
     floor: float
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What the engine has on the device: by the formula of docs/configuration.md, and what the bench with graphs added
+    there, graphs and all (None without a GPU)."""
+
+    formula: int
+    added: int | None
+
+    def text(self) -> str:
+        found = "" if self.added is None else f", {self.added / 1e9:.3f} GB taken with all graphs"
+        return f"base, keys and values, slots: {self.formula / 1e9:.3f} GB{found}"
+
+
 class Bench:
     """One model on the device, and as many experts as the largest step has rows."""
 
@@ -65,6 +78,7 @@ class Bench:
         self._num_tokens = base.num_tokens
         self._weight_bytes = sum(parameter.nbytes for parameter in base.model.parameters())
         config = base.model.config
+        self._num_rows = num_rows
         num_blocks = num_rows * self._blocks
         width = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_width(config)
         self._kv_bytes = width * base.dtype.itemsize * context
@@ -98,6 +112,12 @@ class Bench:
     def _slots_of(self, row: int) -> range:
         return range(row * self._slots, (row + 1) * self._slots)
 
+    def lasting_bytes(self) -> int:
+        """Base, keys and values, slots."""
+        kv = self.runner.kv
+        total: int = self._weight_bytes + sum(layer.nbytes for layer in kv.layers)
+        return total + self._num_rows * self._slots * self.runner.arenas.slot_bytes
+
     def step_bytes(self, rows: int, *, experts: bool) -> int:
         """What a step reads at least."""
         terms = self.runner.arenas.slot_bytes * self._slots if experts else 0
@@ -129,17 +149,18 @@ class Bench:
 def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS) -> int:
     given = _parse(sys.argv[1:] if arguments is None else arguments)
     console = Console()
-    measured, bytes_per_second = _measure(given, console)
+    measured, memory, bytes_per_second = _measure(given, console)
     console.print(table(measured, bytes_per_second, given))
+    console.print(memory.text())
     if given.label is not None:
         about = describe_run(shlex.join(["python", "-m", "benchmarks.decode_step", *given.arguments]))
         rows = [asdict(row) for row in measured]
-        record = {**about, "options": options(given), "bytes_per_second": bytes_per_second, "seconds": rows}
-        write_record(results, given.label, record)
+        told = {"bytes_per_second": bytes_per_second, "memory_bytes": asdict(memory), "seconds": rows}
+        write_record(results, given.label, {**about, "options": options(given), **told})
     return 0
 
 
-def _measure(given: argparse.Namespace, console: Console) -> tuple[list[Measured], float]:
+def _measure(given: argparse.Namespace, console: Console) -> tuple[list[Measured], Memory, float]:
     most = max(given.rows)
 
     def new_bench(*, decode_graphs: bool) -> Bench:
@@ -147,6 +168,7 @@ def _measure(given: argparse.Namespace, console: Console) -> tuple[list[Measured
         return Bench(base, num_rows=most, context=given.context, rank=given.rank, decode_graphs=decode_graphs)
 
     launched = new_bench(decode_graphs=False)
+    before = taken(launched.device)
     graphs = new_bench(decode_graphs=True) if launched.device.type == "cuda" else None
     bytes_per_second = copy_rate(launched.device)
     measured = []
@@ -159,7 +181,17 @@ def _measure(given: argparse.Namespace, console: Console) -> tuple[list[Measured
                 floor = launched.step_bytes(rows, experts=experts) / bytes_per_second
                 measured.append(Measured(rows, experts, seconds, graph, floor))
                 progress.advance(task)
-    return measured, bytes_per_second
+    ended = taken(launched.device)
+    added = None if before is None or ended is None else ended - before
+    return measured, Memory(launched.lasting_bytes(), added), bytes_per_second
+
+
+def taken(device: torch.device) -> int | None:
+    """Bytes of the device that torch holds once it has given back what it only keeps; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
 
 
 def copy_rate(device: torch.device, *, num_bytes: int = _COPIED_BYTES) -> float:

@@ -40,6 +40,12 @@ class Matrix(NamedTuple):
         numbers = torch.frombuffer(memory, dtype=self.dtype, count=rows * columns, offset=self.offset_bytes)
         return numbers.view(self.shape)
 
+    def of_bytes(self, bytes_: Tensor) -> Tensor:
+        """The same of a tensor of bytes, on any device."""
+        piece = bytes_[self.offset_bytes : self.offset_bytes + self.num_bytes]
+        aligned = self.offset_bytes % self.dtype.itemsize == 0
+        return (piece if aligned else piece.clone()).view(self.dtype).view(self.shape)
+
 
 class AdaptedLinear(NamedTuple):
     """One linear's part: a [r, I] and b [r, O]."""
@@ -79,8 +85,12 @@ class AdapterWeights:
     memory: mmap.mmap
     layout: Layout
 
-    def terms(self) -> Mapping[str, Terms]:
-        """Views of the memory, by module path."""
-        return {
-            path: Terms(a.of(self.memory), b.of(self.memory), scaling) for path, a, b, scaling in self.layout.linears
-        }
+    def terms(self, device: torch.device | None = None) -> Mapping[str, Terms]:
+        """Views of the memory, by module path; or of a copy on a GPU, made in one piece: hundreds of matrices would
+        each wait for the way there."""
+        if device is None or device.type == "cpu":
+            views = {path: (a.of(self.memory), b.of(self.memory)) for path, a, b, _ in self.layout.linears}
+        else:
+            bytes_ = torch.frombuffer(self.memory, dtype=torch.uint8).to(device)
+            views = {path: (a.of_bytes(bytes_), b.of_bytes(bytes_)) for path, a, b, _ in self.layout.linears}
+        return {linear.path: Terms(*views[linear.path], linear.scaling) for linear in self.layout.linears}

@@ -281,8 +281,8 @@ class Arena:
     def _write_part(self, slots: Slots, part: int, terms: Terms) -> None:
         """In few operations, each rounding once: an expert has hundreds of linears, and everybody waits meanwhile."""
         b_rO = self.b[part][slots.start : slots.stop].flatten(0, 1)[: len(terms.b)]
-        b = terms.b.to(b_rO.device)
-        torch.mul(b if b.dtype == b_rO.dtype else b.float(), terms.scaling, out=b_rO)
+        b = terms.b if terms.b.dtype == b_rO.dtype else terms.b.float()
+        torch.mul(b, terms.scaling, out=b_rO)
         missing = len(slots) * self._rank - len(terms.a)
         a_mI = pad(terms.a, (0, 0, 0, missing)) if missing else terms.a
         self.a[slots.start : slots.stop, part] = a_mI.view(len(slots), self._rank, -1)
@@ -404,7 +404,7 @@ class LoraArenas:
     def write(self, slots: Slots, weights: AdapterWeights) -> None:
         """Puts an expert's terms into its slots, which are empty."""
         if self._filler is None or not self._filler.takes(weights.layout):
-            terms = weights.terms()
+            terms = weights.terms(self._arenas[0].a.device)
             for arena in self._arenas:
                 arena.write(slots, terms)
             return

@@ -23,6 +23,7 @@ def test_steps_read_the_bytes_they_say_and_experts_change_them(tmp_path: Path) -
     keys_and_values = 2 * 3 * 2 * 16 * 40  # layers, heads, width, tokens
     assert bench.step_bytes(3, experts=False) == 4 * (num_weights + 3 * keys_and_values)
     ranks = sum(16 * (i + o) for i, o in base.spec.linears.values())
+    assert bench.lasting_bytes() == 4 * (num_weights + 3 * 48 * keys_and_values // 40 + 3 * ranks)
     assert bench.step_bytes(3, experts=True) - bench.step_bytes(3, experts=False) == 4 * 3 * ranks
 
 
