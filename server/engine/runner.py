@@ -56,14 +56,14 @@ class Runner:
             device=base.device,
         )
         record = recorder_for(base.device) if decode_graphs else None
-        num_made = num_slots if record is None else num_slots + 1  # the last one stays empty
-        self._decoder = _new_decoder(base, num_slots=num_made, slot_rank=slot_rank, kernels=self._kernels)
+        self._dense = num_slots if base.device.type == "cuda" else None
+        self._decoder = _new_decoder(base, num_slots=num_slots, slot_rank=slot_rank, kernels=self._kernels)
         with torch.inference_mode():
             self._check(base, tokens, expected)
         self._graphs = (
             None
             if record is None
-            else DecodeGraphs(self._decoder, self.kv, record, num_layers=geometry.num_layers, empty_slot=num_slots)
+            else DecodeGraphs(self._decoder, self.kv, record, num_layers=geometry.num_layers, num_slots=num_slots)
         )
 
     @property
@@ -104,7 +104,7 @@ class Runner:
             torch.tensor(tokens, device=self._device),
             torch.tensor(positions, device=self._device),
             plan_attention(spans, self.kv, self._kernels, copies=copies),
-            plan_lora(slots_T, device=self._device, native=self._kernels is not None),
+            plan_lora(slots_T, device=self._device, native=self._kernels is not None, dense=self._dense),
             wanted,
             states,
         )

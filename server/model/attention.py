@@ -80,15 +80,22 @@ def plan_attention(
     kernels: Kernels | None = None,
     *,
     copies: Sequence[tuple[int, int, int]] = (),
+    few_launches: bool | None = None,
 ) -> AttentionPlan:
     """With kernels all keys and values are read where they lie. Without, those of short segments of like shape are
-    gathered for batched products, and long segments go one by one.
+    gathered for batched products, and long segments go one by one. With `few_launches` (by default on a GPU) all
+    segments of like size are batched, queries padded as well as keys.
 
     Between writing and reading, the first n tokens of block `source` are copied to `target` for each (source, target,
     n) of `copies`.
     """
     groups: list[Group] | list[NativeGroup]
-    if kernels is None:
+    if few_launches is None:
+        few_launches = kv.device.type == "cuda"
+    if kernels is None and few_launches:
+        groups = [Group.of(members, kv) for members in _alike(segments, kv.block_tokens, pad_queries=True)]
+        long = []
+    elif kernels is None:
         short = [s for s in segments if s.num_queries <= _GROUPED_QUERIES]
         groups = [Group.of(members, kv) for members in _alike(short, kv.block_tokens)]
         long = [_LongSegment(s, kv) for s in segments if s.num_queries > _GROUPED_QUERIES]
@@ -136,13 +143,18 @@ def _places(segments: Sequence[SegmentSpan], kv: PagedKV) -> Tensor:
     )
 
 
-def _alike(segments: Sequence[SegmentSpan], block_tokens: int) -> list[list[SegmentSpan]]:
-    """Groups of equally many queries and of like length: padding to the longest adds at most two thirds."""
+def _alike(segments: Sequence[SegmentSpan], block_tokens: int, *, pad_queries: bool = False) -> list[list[SegmentSpan]]:
+    """Groups of equally many queries and of like length: padding to the longest adds at most two thirds. Or, of queries
+    that are to be padded, as many."""
+
+    def kind(segment: SegmentSpan) -> int:
+        return (segment.num_queries - 1).bit_length() if pad_queries else segment.num_queries
+
     groups: list[list[SegmentSpan]] = []
     longest = 0
-    for segment in sorted(segments, key=lambda s: (s.num_queries, s.num_keys), reverse=True):
+    for segment in sorted(segments, key=lambda s: (kind(s), s.num_keys), reverse=True):
         num_blocks = -(-segment.num_keys // block_tokens)
-        fits = groups and groups[-1][0].num_queries == segment.num_queries and num_blocks >= _LIKE_LENGTH * longest
+        fits = groups and kind(groups[-1][0]) == kind(segment) and num_blocks >= _LIKE_LENGTH * longest
         if not fits:
             groups.append([])
             longest = num_blocks
@@ -181,7 +193,8 @@ def paged_attention(
 
 
 class Group:
-    """Segments with the same number of queries, their keys padded to the same number of blocks.
+    """Segments with the same number of queries, their keys padded to the same number of blocks. Where they have fewer
+    than others their last one is repeated.
 
     table_BN holds each segment's blocks (any block behind its last one), position_Bn where its queries stand, `tokens`
     where they are in the step. `sdpa` attends by torch's own operator, whose kernels for GPUs read keys and values in
@@ -204,10 +217,12 @@ class Group:
     def of(cls, members: Sequence[SegmentSpan], kv: PagedKV, *, sdpa: bool | None = None) -> "Group":
         """Of these segments."""
         num_blocks = max(-(-s.num_keys // kv.block_tokens) for s in members)
-        tokens = [s.first_token + i for s in members for i in range(s.num_queries)]
+        num_queries = max(s.num_queries for s in members)
+        queries = [[min(i, s.num_queries - 1) for i in range(num_queries)] for s in members]
+        tokens = [s.first_token + i for s, of_one in zip(members, queries, strict=True) for i in of_one]
         in_order = tokens == list(range(tokens[0], tokens[0] + len(tokens)))
         padded = [list(s.blocks[:num_blocks]) + [0] * (num_blocks - len(s.blocks)) for s in members]
-        positions = [[s.position + i for i in range(s.num_queries)] for s in members]
+        positions = [[s.position + i for i in of_one] for s, of_one in zip(members, queries, strict=True)]
         return cls(
             slice(tokens[0], tokens[0] + len(tokens)) if in_order else torch.tensor(tokens, device=kv.device),
             torch.tensor(padded, device=kv.device),
@@ -220,7 +235,7 @@ class Group:
         num_heads, width = call.query_THD.shape[1:]
         num_kv_heads = call.kv.shape[1] // 2
         group = num_heads // num_kv_heads
-        query = call.query_THD[self._tokens].view(self._num_segments, self._num_queries, num_kv_heads, group, width)
+        query = call.query_THD[self._tokens].reshape(self._num_segments, self._num_queries, num_kv_heads, group, width)
         rows = call.kv.view(call.kv.shape[0] * call.kv.shape[1], -1).index_select(0, self._gather)
         keys, values = rows.view(2, self._num_segments, num_kv_heads, -1, width).unbind()
         attend = _by_sdpa if self._sdpa and call.softcap is None else _in_fp32
@@ -228,18 +243,21 @@ class Group:
         output_THD[self._tokens] = mixed_BKGnD.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, width)
 
 
-def _by_sdpa(query_BKGnD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, bias: Tensor, call: Call) -> Tensor:
-    """The heads that share keys stand one behind the other, as further queries."""
+def _by_sdpa(query_BKGnD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, bias_B11nS: Tensor, call: Call) -> Tensor:
+    """Heads that share keys stand one behind the other, as further queries; or have a copy of the keys each, where that
+    is less than a copy of the mask."""
     num_segments, num_kv_heads, group, num_queries, width = query_BKGnD.shape
-    together = (num_segments, num_kv_heads, group * num_queries)
-    mask = bias.to(key_BKSD.dtype).expand(-1, num_kv_heads, group, -1, -1).reshape(*together, -1)
-    mixed = F.scaled_dot_product_attention(
-        query_BKGnD.reshape(*together, width), key_BKSD, value_BKSD, attn_mask=mask, scale=call.scale
-    )
-    return mixed.view(query_BKGnD.shape)
+    mask_BKGnS = bias_B11nS.to(key_BKSD.dtype).expand(-1, num_kv_heads, group, -1, -1)
+    if num_queries <= width:
+        shape, keys, values = (num_segments, num_kv_heads, group * num_queries), key_BKSD, value_BKSD
+    else:
+        shape = (num_segments, num_kv_heads * group, num_queries)
+        keys, values = (x.repeat_interleave(group, dim=1) for x in (key_BKSD, value_BKSD))
+    query, mask = query_BKGnD.reshape(*shape, width), mask_BKGnS.reshape(*shape, -1)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=call.scale).view_as(query_BKGnD)
 
 
-def _in_fp32(query_BKGnD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, bias: Tensor, call: Call) -> Tensor:
+def _in_fp32(query_BKGnD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, bias_B11nS: Tensor, call: Call) -> Tensor:
     """bf16 scores would be off by up to 1/256 of their size, which is enough to change answers."""
     num_segments, num_kv_heads, group, num_queries, width = query_BKGnD.shape
     query = (query_BKGnD.float() * call.scale).reshape(num_segments * num_kv_heads, group * num_queries, width)
@@ -247,7 +265,7 @@ def _in_fp32(query_BKGnD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, bias: Te
     scores = torch.bmm(query, keys.transpose(1, 2))
     if call.softcap is not None:
         scores = call.softcap * torch.tanh(scores / call.softcap)
-    biased = scores.view(num_segments, num_kv_heads, group, num_queries, -1).add_(bias)
+    biased = scores.view(num_segments, num_kv_heads, group, num_queries, -1).add_(bias_B11nS)
     mixed = torch.bmm(biased.softmax(dim=-1).view_as(scores), values)
     return mixed.view(query_BKGnD.shape).to(call.query_THD.dtype)
 

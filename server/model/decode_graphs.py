@@ -47,14 +47,14 @@ def recorder_for(device: torch.device) -> Recorder | None:
 
 
 class DecodeGraphs:
-    """Runs steps that only decode; `empty_slot` is one that holds no expert, ever."""
+    """Runs steps that only decode."""
 
-    def __init__(self, decoder: Decoder, kv: PagedKV, record: Recorder, *, num_layers: int, empty_slot: int) -> None:
+    def __init__(self, decoder: Decoder, kv: PagedKV, record: Recorder, *, num_layers: int, num_slots: int) -> None:
         self._decoder = decoder
         self._kv = kv
         self._record = record
         self._num_layers = num_layers
-        self._empty_slot = empty_slot
+        self._num_slots = num_slots
         self._recorded: dict[DecodeShape, Recorded] = {}
         self._usable = True
 
@@ -62,7 +62,7 @@ class DecodeGraphs:
         self, tokens: Sequence[int], spans: Sequence[SegmentSpan], slots_T: Sequence[Slots | Blend | None]
     ) -> Tensor | None:
         """[B, V]: the logits behind these tokens, one of each sequence. None where this decoder cannot be recorded."""
-        shape = DecodeShape.of(spans, slots_T, self._kv.block_tokens)
+        shape = DecodeShape.of(spans, slots_T, block_tokens=self._kv.block_tokens, num_slots=self._num_slots)
         recorded = self._recorded.get(shape)
         step = self._new_step(shape) if recorded is None else recorded.step
         step.fill(tokens, spans, slots_T)
@@ -70,7 +70,7 @@ class DecodeGraphs:
         return None if recorded is None else recorded.run()[: len(tokens)].clone()
 
     def _new_step(self, shape: DecodeShape) -> DecodeStep:
-        return DecodeStep(shape, self._kv, num_layers=self._num_layers, empty_slot=self._empty_slot)
+        return DecodeStep(shape, self._kv, num_layers=self._num_layers, num_slots=self._num_slots)
 
     def _try_record(self, step: DecodeStep) -> Recorded | None:
         if not self._usable:

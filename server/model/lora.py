@@ -6,8 +6,9 @@ Every linear (or several that read the same input, side by side) has an *arena* 
 each slot. An expert of rank r holds ceil(r / slot_rank) adjacent slots in every arena, its last terms zero. A step's
 tokens come in *runs* of one expert. A long run is multiplied by its expert's terms alone; short runs of like length
 are multiplied together, one batched product over their slots. Either way only what a token needs is computed, and no
-weights are copied unless the slots lie far apart. Tokens of a *blend* go through several experts, each weighed
-anew in every decoder layer.
+weights are copied unless the slots lie far apart. On a GPU, where launching a product takes longer than computing it,
+all tokens are multiplied by the terms of all slots instead, and what is not a token's own counts for nothing. Tokens of
+a *blend* go through several experts, each weighed anew in every decoder layer.
 """
 
 import re
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -31,6 +33,7 @@ Slots = range  # adjacent slots of one expert
 _LONGEST_SHORT_RUN = 16  # tokens; from there on a product of its own costs less than the padding (2 CPU cores)
 _PIECE = 32  # tokens; the kernels cut longer runs into such
 _LONG_RUN = 64  # tokens; from there on the outputs are what costs, so they are added to in their own format
+_ALL_SLOTS = 256  # up to so many are multiplied whole on a GPU; of more, those in use are copied
 _SPREAD = 3  # a span of slots up to this many times as wide as those in use is multiplied whole, without a copy
 
 
@@ -59,6 +62,11 @@ def experts_at(slots: Slots | Blend | None) -> tuple[Slots, ...]:
     return slots.slots if isinstance(slots, Blend) else (slots,)
 
 
+def present_slots(slots_T: Sequence[Slots | Blend | None]) -> list[int]:
+    """All slots that some token uses, in order."""
+    return sorted({slot for slots in set(slots_T) for of_expert in experts_at(slots) for slot in of_expert})
+
+
 @dataclass(frozen=True)
 class _Run:
     """Tokens [start, stop) of one expert, whose terms count `weight_L` times in each layer; None: once."""
@@ -72,8 +80,8 @@ class _Run:
         return _weight_in(self.weight_L, layer)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
+@dataclass(frozen=True)
+class _Batch:
     """Short runs multiplied together: one row of m tokens for each slot.
 
     input_token[s * m + i] is the token whose input stands there (any token where none belongs). Output rows
@@ -89,20 +97,28 @@ class Batch:
     unique: bool  # no token has more than one slot
     weight_Lm: Tensor | None = None  # [L, rows] factors of the rows, where one of them is weighed
 
-    @property
-    def plain(self) -> bool:
-        """Rows and tokens are the same, in the same order."""
-        return self.output_row is None and self.output_token is None
-
 
 @dataclass(frozen=True)
+class Dense:
+    """Every token through all of these slots: `own_TS` says which count, `weight_LTS` how much (None: once).
+
+    `slots_S` are the slots multiplied; None: all there are, in order.
+    """
+
+    own_TS: Tensor
+    slots_S: Tensor | None
+    weight_LTS: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoraPlan:
     """Which slots each token of a step uses."""
 
-    present: frozenset[int] | None  # slots of the experts at work; None where the numbers on the device alone say which
-    runs: Sequence[_Run]
-    batches: Sequence[Batch]
-    native: NativeRuns | None  # all of them, where there are kernels; then there are no runs or batches here
+    present: frozenset[int] | None = None  # slots of the experts at work; None where only `dense` knows
+    runs: Sequence[_Run] = ()
+    batches: Sequence[_Batch] = ()
+    native: NativeRuns | None = None  # all of them, where there are kernels; then there are no runs or batches here
+    dense: Dense | None = None  # likewise
 
 
 def plan_lora(
@@ -110,24 +126,60 @@ def plan_lora(
     *,
     device: torch.device,
     native: bool = False,
-    few_launches: bool | None = None,
+    dense: int | None = None,
 ) -> LoraPlan | None:
     """The plan for a step whose token t uses `slots_T[t]`; None where every token is the base's.
 
     Any order is right; adjacent tokens of one expert are what makes it fast. `native`: kernels take the short runs.
-    `few_launches` (by default on a GPU): all runs of like length are multiplied together, each in a row of its own with
-    a copy of its expert's terms, since there a product for each expert costs more than copies and padding.
+    `dense`: so many slots there are, and every token is multiplied by all of them.
     """
     if native:
         pieces = list(_pieces(slots_T))
         present = frozenset(slot for *_, entries in pieces for slot, _ in entries)
-        return LoraPlan(present, (), (), NativeRuns(pieces)) if pieces else None
+        return LoraPlan(present=present, native=NativeRuns(pieces)) if pieces else None
+    if dense is not None:
+        return _dense(slots_T, dense, device)
     runs = list(_runs(slots_T))
     if not runs:
         return None
     present = frozenset(slot for run in runs for slot in run.slots)
-    few = device.type == "cuda" if few_launches is None else few_launches
-    return LoraPlan(present, *_batched(runs, device, few_launches=few), None)
+    long, batches = _batched(runs, device)
+    return LoraPlan(present=present, runs=long, batches=batches)
+
+
+def _dense(slots_T: Sequence[Slots | Blend | None], num_slots: int, device: torch.device) -> LoraPlan | None:
+    present = present_slots(slots_T)
+    if not present:
+        return None
+    columns = range(num_slots) if multiplies_all(num_slots) else present
+    own_TS, weight_LTS = shares(slots_T, columns)
+    dense = Dense(
+        own_TS=own_TS.to(device),
+        slots_S=None if multiplies_all(num_slots) else torch.tensor(present, device=device),
+        weight_LTS=None if weight_LTS is None else weight_LTS.to(device),
+    )
+    return LoraPlan(present=frozenset(present), dense=dense)
+
+
+def multiplies_all(num_slots: int) -> bool:
+    """Whether a dense product takes all slots as they lie."""
+    return num_slots <= _ALL_SLOTS
+
+
+def shares(slots_T: Sequence[Slots | Blend | None], columns: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Which of the slots `columns` are each token's own [T, S], and, where one is weighed, how much they count
+    [L, T, S]."""
+    place = {slot: column for column, slot in enumerate(columns)}
+    own_TS = np.zeros((len(slots_T), len(columns)), dtype=np.bool_)
+    blend = next((slots for slots in slots_T if isinstance(slots, Blend)), None)
+    weight_LTS = None if blend is None else torch.ones(len(blend.weight_LE), *own_TS.shape)
+    for start, stop, slots in _groups(slots_T):
+        for of_expert, weight_L in slots.parts if isinstance(slots, Blend) else [(slots, None)]:
+            at = [place[slot] for slot in of_expert]
+            own_TS[start:stop, at] = True
+            if weight_L is not None and weight_LTS is not None:
+                weight_LTS[:, start:stop, at] = weight_L[:, None, None]
+    return torch.from_numpy(own_TS), weight_LTS
 
 
 def _pieces(slots_T: Sequence[Slots | Blend | None]) -> Iterator[tuple[int, int, list[tuple[int, Tensor | None]]]]:
@@ -139,13 +191,13 @@ def _pieces(slots_T: Sequence[Slots | Blend | None]) -> Iterator[tuple[int, int,
             yield first, min(first + _PIECE, stop), entries
 
 
-def _batched(runs: Sequence[_Run], device: torch.device, *, few_launches: bool) -> tuple[list[_Run], list[Batch]]:
+def _batched(runs: Sequence[_Run], device: torch.device) -> tuple[list[_Run], list[_Batch]]:
     """Long runs, and short ones of like length together."""
     short: dict[int, list[_Run]] = defaultdict(list)
     long = []
     for run in runs:
         length = run.stop - run.start
-        if few_launches or length < _LONGEST_SHORT_RUN:
+        if length < _LONGEST_SHORT_RUN:
             short[(length - 1).bit_length()].append(run)
         else:
             long.append(run)
@@ -154,7 +206,7 @@ def _batched(runs: Sequence[_Run], device: torch.device, *, few_launches: bool) 
         if len(members) == 1:
             long += members
         else:
-            batches.append(_batch(members, device, apart=few_launches))
+            batches.append(_batch(members, device))
     return long, batches
 
 
@@ -177,38 +229,36 @@ def _groups(slots_T: Sequence[Slots | Blend | None]) -> Iterator[tuple[int, int,
         start = stop
 
 
-def _batch(runs: Sequence[_Run], device: torch.device, *, apart: bool) -> Batch:
-    """Every run once for each of its slots; runs that share slots stand in the same row one behind the other, or
-    `apart`."""
-    tokens_of: dict[tuple[int, int], list[int]] = defaultdict(list)  # by slot and, where they stand apart, run
-    weights_of: dict[tuple[int, int], list[Tensor | None]] = defaultdict(list)
+def _batch(runs: Sequence[_Run], device: torch.device) -> _Batch:
+    """Every run once for each of its slots; runs that share slots stand in the same row one behind the other."""
+    tokens_of: dict[int, list[int]] = defaultdict(list)
+    weights_of: dict[int, list[Tensor | None]] = defaultdict(list)
     for run in runs:
         for slot in run.slots:
-            row = (slot, run.start if apart else 0)
-            tokens_of[row] += range(run.start, run.stop)
-            weights_of[row] += [run.weight_L] * (run.stop - run.start)
+            tokens_of[slot] += range(run.start, run.stop)
+            weights_of[slot] += [run.weight_L] * (run.stop - run.start)
     present = sorted(tokens_of)
-    span = range(present[0][0], present[-1][0] + 1)
-    whole = not apart and len(span) <= _SPREAD * len(present)
-    columns = [(slot, 0) for slot in span] if whole else present
+    span = range(present[0], present[-1] + 1)
+    whole = len(span) <= _SPREAD * len(present)
+    columns = list(span) if whole else present
     longest = max(len(tokens) for tokens in tokens_of.values())
-    pairs = [(at * longest + i, t) for at, row in enumerate(columns) for i, t in enumerate(tokens_of.get(row, ()))]
+    pairs = [(row * longest + i, t) for row, slot in enumerate(columns) for i, t in enumerate(tokens_of.get(slot, ()))]
     pairs.sort(key=lambda pair: pair[1])
     filled = [runs[0].start] * (len(columns) * longest)
-    for place, token in pairs:
-        filled[place] = token
+    for row, token in pairs:
+        filled[row] = token
     tokens = [token for _, token in pairs]
     first, in_order = tokens[0], tokens == list(range(tokens[0], tokens[0] + len(tokens)))
     plain = in_order and filled == tokens
-    return Batch(
-        slots=slice(span.start, span.stop) if whole else torch.tensor([slot for slot, _ in columns], device=device),
+    return _Batch(
+        slots=slice(span.start, span.stop) if whole else torch.tensor(columns, device=device),
         num_slots=len(columns),
         input_token=None if plain else torch.tensor(filled, device=device),
-        output_row=None if plain else torch.tensor([place for place, _ in pairs], device=device),
+        output_row=None if plain else torch.tensor([row for row, _ in pairs], device=device),
         output_token=None if in_order else torch.tensor(tokens, device=device),
         tokens=slice(first, first + len(tokens)),
         unique=len(set(tokens)) == len(tokens),
-        weight_Lm=_row_weights([weights_of.get(row, []) for row in columns], longest, device),
+        weight_Lm=_row_weights([weights_of.get(slot, []) for slot in columns], longest, device),
     )
 
 
@@ -239,7 +289,8 @@ def layer_of(path: str) -> int | None:
 class Arena:
     """The terms of all experts on the device for linears that read the same input, side by side.
 
-    On a CPU without kernels they are kept in fp32, whose small batched products take half the time bf16's do.
+    a [S, P, K, I], and b [S, K, O] of each linear. On a CPU without kernels they are kept in fp32, whose small batched
+    products take half the time bf16's do. On a GPU the slots of one linear lie side by side.
     """
 
     def __init__(
@@ -258,7 +309,11 @@ class Arena:
         self._layer = layer_of(self.paths[0])
         self._rank = slot_rank
         self._users: set[int] = set()  # first slots of the experts that target one of these linears
-        self.a = torch.zeros(num_slots, len(paths), slot_rank, width_in, dtype=dtype, device=device)
+        if device.type == "cuda":
+            a_PSKI = torch.zeros(len(paths), num_slots, slot_rank, width_in, dtype=dtype, device=device)
+            self.a = a_PSKI.transpose(0, 1)
+        else:
+            self.a = torch.zeros(num_slots, len(paths), slot_rank, width_in, dtype=dtype, device=device)
         self.b = [torch.zeros(num_slots, slot_rank, width, dtype=dtype, device=device) for width in widths_out]
         edges = [sum(widths_out[:i]) for i in range(len(widths_out) + 1)]
         self._columns = [slice(*edges[i : i + 2]) for i in range(len(widths_out))]
@@ -310,6 +365,8 @@ class Arena:
         """y += x A^T B for every token and its expert, in place; y holds the linears' outputs side by side."""
         if plan is None or (plan.present is not None and self._users.isdisjoint(plan.present)):
             return
+        if plan.dense is not None:
+            self._add_dense(y_TO, x_TI, plan.dense)
         for run in plan.runs:
             if run.slots.start in self._users:
                 self._add_run(y_TO, x_TI, run)
@@ -319,6 +376,24 @@ class Arena:
             self._kernels.add_terms(y_TO, x_TI, self.a, self._native_b, plan.native, self._layer)
         for batch in plan.batches:
             self._add_batch(y_TO, x_TI, batch)
+
+    def _add_dense(self, y_TO: Tensor, x_TI: Tensor, dense: Dense) -> None:
+        a_PSKI = self.a.transpose(0, 1)
+        if dense.slots_S is not None:
+            a_PSKI = a_PSKI.index_select(1, dense.slots_S)
+        h = x_TI.to(a_PSKI.dtype) @ a_PSKI.flatten(0, 2).T
+        h_TPSK = h.view(-1, *a_PSKI.shape[:3])
+        # Not a product with zeros: what overflows in an expert that is not the token's own would be NaN there.
+        h_TPSK = torch.where(dense.own_TS[:, None, :, None], h_TPSK, 0)
+        if dense.weight_LTS is not None and self._layer is not None:
+            h_TPSK = (h_TPSK * dense.weight_LTS[self._layer][:, None, :, None]).to(h.dtype)
+        for part, columns in enumerate(self._columns):
+            b_SKO = self.b[part] if dense.slots_S is None else self.b[part].index_select(0, dense.slots_S)
+            h, b = h_TPSK[:, part].flatten(1), b_SKO.flatten(0, 1)
+            if h.dtype == y_TO.dtype:
+                y_TO[:, columns].addmm_(h, b)
+            else:
+                y_TO[:, columns] += (h @ b).to(y_TO.dtype)
 
     def _add_run(self, y_TO: Tensor, x_TI: Tensor, run: _Run) -> None:
         tokens, slots = slice(run.start, run.stop), slice(run.slots.start, run.slots.stop)
@@ -343,7 +418,7 @@ class Arena:
             all_O[:, index, :, columns] = part
         return all_O.flatten(0, 2)
 
-    def _add_batch(self, y_TO: Tensor, x_TI: Tensor, batch: Batch) -> None:
+    def _add_batch(self, y_TO: Tensor, x_TI: Tensor, batch: _Batch) -> None:
         x = x_TI[batch.tokens] if batch.input_token is None else x_TI.index_select(0, batch.input_token)
         a = self.a[batch.slots].flatten(1, 2)
         x_SmI = x.to(a.dtype).view(batch.num_slots, -1, a.shape[-1])
@@ -351,17 +426,14 @@ class Arena:
         if batch.weight_Lm is not None and self._layer is not None:
             h = (h * batch.weight_Lm[self._layer].view(batch.num_slots, -1, 1)).to(h.dtype)
         for part, columns in enumerate(self._columns):
-            terms, b = slice(part * self._rank, (part + 1) * self._rank), self.b[part][batch.slots]
-            if batch.plain and y_TO.dtype == h.dtype:
-                y_TO[batch.tokens, columns].view(batch.num_slots, -1, b.shape[-1]).baddbmm_(h[:, :, terms], b)
-                continue
-            rows = torch.bmm(h[:, :, terms], b).flatten(0, 1)
+            terms = slice(part * self._rank, (part + 1) * self._rank)
+            rows = torch.bmm(h[:, :, terms], self.b[part][batch.slots]).flatten(0, 1)
             if batch.output_row is not None:
                 rows = rows.index_select(0, batch.output_row)
             _add_rows(y_TO[:, columns], rows, batch)
 
 
-def _add_rows(y_TO: Tensor, rows: Tensor, batch: Batch) -> None:
+def _add_rows(y_TO: Tensor, rows: Tensor, batch: _Batch) -> None:
     if batch.output_token is None:
         y_TO[batch.tokens] += rows.to(y_TO.dtype)
     elif batch.unique:

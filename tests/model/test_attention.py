@@ -32,12 +32,13 @@ def lay_out(shape: list[tuple[int, int]]) -> tuple[list[SegmentSpan], int]:
     return spans, first
 
 
+@pytest.mark.parametrize("few_launches", [False, True])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_grouped_attention_equals_one_segment_at_a_time(
-    shape: str, window: int | None, softcap: float | None, dtype: torch.dtype
+    shape: str, window: int | None, softcap: float | None, dtype: torch.dtype, few_launches: bool
 ) -> None:
     torch.manual_seed(0)
     device = torch.device("cpu")
@@ -47,9 +48,10 @@ def test_grouped_attention_equals_one_segment_at_a_time(
     kv.layers[0].normal_()
     spans, total = lay_out(SHAPES[shape])
     query, key, value = (torch.randn(1, heads, total, WIDTH).to(dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    plan = plan_attention(spans, kv, few_launches=few_launches)
     output, _ = paged_attention(
         SimpleNamespace(layer_idx=0), query, key, value, None,
-        scaling=0.3, sliding_window=window, softcap=softcap, attention_plan=plan_attention(spans, kv),
+        scaling=0.3, sliding_window=window, softcap=softcap, attention_plan=plan,
     )  # fmt: skip
 
     for span in spans:
@@ -62,8 +64,16 @@ def test_grouped_attention_equals_one_segment_at_a_time(
         torch.testing.assert_close(output[0, tokens], expected, atol=tolerance, rtol=tolerance)
 
 
+def test_few_launches_are_those_of_few_sizes() -> None:
+    kv = filled_cache(CAPACITY)
+    spans, _ = lay_out([(17, 0), (31, 9), (20, 20), (1, 70), (1, 60), (5, 8), (8, 8)])
+    plan = plan_attention(spans, kv, few_launches=True)
+    assert not plan.long_segments
+    assert len(plan.groups) == 4  # prefills of up to 32 tokens in two lengths, decodes, probes
+
+
 @pytest.mark.parametrize("window", [None, 6])
-@pytest.mark.parametrize("num_queries", [1, 5])
+@pytest.mark.parametrize("num_queries", [1, 5, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_group_attends_by_torchs_operator_as_product_by_product(
     num_queries: int, window: int | None, dtype: torch.dtype

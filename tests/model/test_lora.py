@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.model import lora
 from server.model.adapter_weights import Terms
 from server.model.lora import Arena, Blend, Slots, add_reference, layer_of, plan_lora
 from server.model.native import Kernels
@@ -62,34 +63,42 @@ def check(
     dtype: torch.dtype,
     kernels: Kernels | None = None,
     *,
-    few_launches: bool = False,
+    dense: int | None = None,
 ) -> None:
     arena = filled_arena(dtype, kernels)
     x_TI = torch.randn(len(slots_T), WIDTH_IN, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected = torch.ones(len(slots_T), sum(WIDTHS_OUT), dtype=dtype)
     actual = expected.clone()
     add_reference(arena, expected, x_TI, slots_T)
-    plan = plan_lora(slots_T, device=CPU, native=kernels is not None, few_launches=few_launches)
-    arena.add(actual, x_TI, plan)
+    arena.add(actual, x_TI, plan_lora(slots_T, device=CPU, native=kernels is not None, dense=dense))
     scale = float(expected.float().abs().max())
     torch.testing.assert_close(actual.float(), expected.float(), atol=TOLERANCE[dtype] * scale, rtol=0)
 
 
-@pytest.mark.parametrize("few_launches", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("popularity", POPULARITIES)
-def test_batches_equal_the_loop(popularity: str, dtype: torch.dtype, few_launches: bool) -> None:
-    check([None if i is None else EXPERTS[i] for i in POPULARITIES[popularity]], dtype, few_launches=few_launches)
+def test_batches_equal_the_loop(popularity: str, dtype: torch.dtype) -> None:
+    check([None if i is None else EXPERTS[i] for i in POPULARITIES[popularity]], dtype)
 
 
-def test_few_launches_pad_no_more_than_twice() -> None:
-    """However unevenly the experts are asked: a row in which all tokens of one stood would make all others as long."""
-    runs = [[EXPERTS[0]] * 3, [EXPERTS[2]] * 4] * 20 + [[EXPERTS[3]] * 4, [EXPERTS[5]] * 90, [EXPERTS[6]] * 65]
-    slots_T = [slots for run in runs for slots in run]
-    plan = plan_lora(slots_T, device=CPU, few_launches=True)
-    assert plan is not None
-    assert not plan.runs
-    assert [len(batch.input_token) for batch in plan.batches if batch.input_token is not None] == [41 * 4, 2 * 90]
+@pytest.mark.parametrize("most", [NUM_SLOTS, 4])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("popularity", POPULARITIES)
+def test_dense_products_equal_the_loop(
+    popularity: str, dtype: torch.dtype, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`most`: over all slots as they lie, and over a copy of those in use."""
+    monkeypatch.setattr(lora, "_ALL_SLOTS", most)
+    check([None if i is None else EXPERTS[i] for i in POPULARITIES[popularity]], dtype, dense=NUM_SLOTS)
+
+
+def test_an_expert_that_overflows_leaves_the_tokens_of_others_alone() -> None:
+    arena = filled_arena()
+    arena.a[EXPERTS[2].start] = 1e38
+    x_TI, y_TO = torch.full((2, WIDTH_IN), 1e3), torch.zeros(2, sum(WIDTHS_OUT))
+    arena.add(y_TO, x_TI, plan_lora([EXPERTS[0], EXPERTS[2]], device=CPU, dense=NUM_SLOTS))
+    assert y_TO[0].isfinite().all()
+    assert not y_TO[1].isfinite().any()
 
 
 @pytest.mark.parametrize("popularity", POPULARITIES)
@@ -109,11 +118,11 @@ BLENDS: dict[str, list[Slots | Blend | None]] = {
 }
 
 
-@pytest.mark.parametrize("few_launches", [False, True])
+@pytest.mark.parametrize("dense", [None, NUM_SLOTS])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", BLENDS)
-def test_blends_equal_the_loop(name: str, dtype: torch.dtype, few_launches: bool) -> None:
-    check(BLENDS[name], dtype, few_launches=few_launches)
+def test_blends_equal_the_loop(name: str, dtype: torch.dtype, dense: int | None) -> None:
+    check(BLENDS[name], dtype, dense=dense)
 
 
 @pytest.mark.parametrize("name", BLENDS)
@@ -156,7 +165,7 @@ def test_any_order_of_tokens_equals_the_loop_in_kernels(kernels: Kernels, slots_
 @given(st.lists(st.sampled_from([None, *EXPERTS, TWO, MANY]), min_size=1, max_size=40))
 def test_any_order_of_tokens_equals_the_loop(slots_T: list[Slots | Blend | None]) -> None:
     check(slots_T, torch.float32)
-    check(slots_T, torch.float32, few_launches=True)
+    check(slots_T, torch.float32, dense=NUM_SLOTS)
 
 
 def test_the_loop_equals_the_formula() -> None:
