@@ -5,8 +5,8 @@
 The engine's own runner, in this process, without sessions, sampling or HTTP: so many sequences of --context tokens
 compute one token each, all of the base or each through an expert of its own, and the highest logit of each is fetched.
 Graphs need a GPU; elsewhere there is the first kind alone. The floor is what must be read at least, every weight once,
-keys and values and the experts' terms once, over the rate at which this device copies a gibibyte (what is read and
-written counts, median of 20).
+keys and values and the experts' terms once, over the rate at which this device copies a gibibyte (a CPU a sixteenth
+of it; what is read and written counts, median of 20).
 
 Prints medians over the steps; --label also writes LABEL.json to benchmarks/results/decode_step/.
 """
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,12 +38,14 @@ from server.engine.scheduler import Segment, StepPlan
 from server.engine.scheduler import Sequence as Tokens
 from server.environment import describe_run
 from server.model.base import Base, load_base
+from server.model.decode_graphs import Recorder, recorder_for
 
 RESULTS = Path(__file__).parent / "results" / "decode_step"
 _BLOCK_TOKENS = 16
 _SLOT_RANK = 8
 _WARM_UP = 3
 _COPIED_BYTES = 1 << 30
+_COPIED_BYTES_ON_CPU = 1 << 26  # many times its cache as well
 _COPIES = 20
 
 
@@ -59,21 +62,21 @@ class Measured:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the engine has on the device: by the formula of docs/configuration.md, and what the bench with graphs added
-    there, graphs and all (None without a GPU)."""
+    """What the engine has on the device: by the formula of docs/configuration.md, and what torch holds there more with
+    another one of all graphs (None without a GPU)."""
 
     formula: int
     added: int | None
 
     def text(self) -> str:
-        found = "" if self.added is None else f", {self.added / 1e9:.3f} GB taken with all graphs"
+        found = "" if self.added is None else f", {self.added / 1e9:.3f} GB held by torch with all graphs"
         return f"base, keys and values, slots: {self.formula / 1e9:.3f} GB{found}"
 
 
 class Bench:
     """One model on the device, and as many experts as the largest step has rows."""
 
-    def __init__(self, base: Base, *, num_rows: int, context: int, rank: int, decode_graphs: bool) -> None:
+    def __init__(self, base: Base, *, num_rows: int, context: int, rank: int, recorder: Recorder | None = None) -> None:
         self._context = context
         self._num_tokens = base.num_tokens
         self._weight_bytes = sum(parameter.nbytes for parameter in base.model.parameters())
@@ -93,7 +96,7 @@ class Bench:
                 block_tokens=_BLOCK_TOKENS,
                 num_slots=num_rows * self._slots,
                 slot_rank=_SLOT_RANK,
-                decode_graphs=decode_graphs,
+                recorder=recorder,
             )
             catalog = ExpertStore.open(Path(folder)).catalog
             for number, expert in enumerate(catalog.experts.values()):
@@ -163,13 +166,14 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS) -> 
 def _measure(given: argparse.Namespace, console: Console) -> tuple[list[Measured], Memory, float]:
     most = max(given.rows)
 
-    def new_bench(*, decode_graphs: bool) -> Bench:
+    def new_bench(recorder: Recorder | None = None) -> Bench:
         base = load_base(given.base, device=given.device, cache=given.cache)
-        return Bench(base, num_rows=most, context=given.context, rank=given.rank, decode_graphs=decode_graphs)
+        return Bench(base, num_rows=most, context=given.context, rank=given.rank, recorder=recorder)
 
-    launched = new_bench(decode_graphs=False)
+    launched = new_bench()
     before = taken(launched.device)
-    graphs = new_bench(decode_graphs=True) if launched.device.type == "cuda" else None
+    recorder = recorder_for(launched.device)
+    graphs = None if recorder is None else new_bench(recorder)
     bytes_per_second = copy_rate(launched.device)
     measured = []
     with progress_bar(console) as progress:
@@ -194,11 +198,12 @@ def taken(device: torch.device) -> int | None:
     return torch.cuda.memory_reserved(device)
 
 
-def copy_rate(device: torch.device, *, num_bytes: int = _COPIED_BYTES) -> float:
+def copy_rate(device: torch.device) -> float:
     """Bytes a second, read and written."""
+    num_bytes = _COPIED_BYTES if device.type == "cuda" else _COPIED_BYTES_ON_CPU
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait: Callable[[], None] = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     found = []
     for _ in range(_COPIES):
         wait()

@@ -31,6 +31,7 @@ from server.made_centroids import MadeCentroids
 from server.metrics import Metrics
 from server.model.base import Base, choose_device, load_base, public_name
 from server.model.chat import ChatFormat
+from server.model.decode_graphs import recorder_for
 from server.model.feature import PromptFeature
 from server.model.gradient import GradientWorker
 from server.model.native import Kernels, load_kernels
@@ -224,11 +225,11 @@ def _chat_template(settings: Settings) -> str | None:
 
 
 def _engine_config(settings: Settings, kernels: Kernels | None) -> EngineConfig:
-    on_gpu = choose_device(settings.device).type == "cuda"
+    device = choose_device(settings.device)
     return EngineConfig(
         kv_memory_bytes=settings.kv_memory,
-        step_tokens=settings.step_tokens or (_STEP_TOKENS_ON_GPU if on_gpu else _STEP_TOKENS),
-        decode_graphs=not settings.no_decode_graphs,
+        step_tokens=settings.step_tokens or (_STEP_TOKENS_ON_GPU if device.type == "cuda" else _STEP_TOKENS),
+        recorder=None if settings.no_decode_graphs else recorder_for(device),
         num_slots=settings.expert_slots,
         expert_memory_bytes=settings.expert_memory,
         slot_rank=SLOT_RANK,

@@ -37,6 +37,7 @@ from server.engine.types import Branches, EngineObserver, Occupancy, StepStats
 from server.errors import EngineStopped, InvalidRequest, NonFiniteLogits, PromptTooLong, RequestTooLarge
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt
+from server.model.decode_graphs import Recorder
 from server.model.lora import experts_at
 from server.model.native import Kernels
 from server.model.sampling import sample
@@ -53,9 +54,9 @@ class EngineConfig:
     """Sizes. `step_tokens` bounds one step's work; a slot is `slot_rank` rank-1 terms in every adapted layer.
 
     `threads` is how many the engine computes with (None: as many as any thread; see `server.threads`). `kernels` are
-    used where they apply (None: torch does without), `decode_graphs` on a GPU. Of experts asked together up to
-    `answer_ahead`, those lately chosen, compute what comes behind their accept strings as well: a few tokens each,
-    against a step of its own for the one chosen.
+    used where they apply (None: torch does without); `recorder` makes graphs of decode steps (None: there are none). Of
+    experts asked together up to `answer_ahead`, those lately chosen, compute what comes behind their accept strings as
+    well: a few tokens each, against a step of its own for the one chosen.
     """
 
     kv_memory_bytes: int
@@ -69,7 +70,7 @@ class EngineConfig:
     threads: int | None = None
     kernels: Kernels | None = None
     answer_ahead: int = 8
-    decode_graphs: bool = True
+    recorder: Recorder | None = None
 
 
 class Engine:
@@ -87,7 +88,7 @@ class Engine:
             num_slots=config.num_slots,
             slot_rank=config.slot_rank,
             kernels=config.kernels,
-            decode_graphs=config.decode_graphs,
+            recorder=config.recorder,
         )
         self.blocks = BlockPool(num_blocks=self._runner.kv.num_blocks, block_tokens=config.block_tokens)
         self._prefix = PrefixCache(self.blocks, enabled=config.prefix_cache)

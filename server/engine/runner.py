@@ -11,7 +11,7 @@ from server.engine.scheduler import Segment, StepPlan
 from server.errors import BaseModelError
 from server.model.attention import plan_attention
 from server.model.base import Base
-from server.model.decode_graphs import DecodeGraphs, recorder_for
+from server.model.decode_graphs import DecodeGraphs, Recorder
 from server.model.fused import FusedDecoder, fusible
 from server.model.generic import GenericDecoder
 from server.model.logits import Logits, Wanted
@@ -38,9 +38,9 @@ class Runner:
         num_slots: int,
         slot_rank: int,
         kernels: Kernels | None = None,
-        decode_graphs: bool = True,
+        recorder: Recorder | None = None,
     ) -> None:
-        """`decode_graphs`: where there are any, steps that only decode are run as such."""
+        """`recorder`: steps that only decode are run as it records them; without, as any other step."""
         self._device = base.device
         applies = fusible(base.model.config) and applies_to(next(base.model.parameters()))
         self._kernels = kernels if applies else None
@@ -55,15 +55,14 @@ class Runner:
             dtype=base.dtype,
             device=base.device,
         )
-        record = recorder_for(base.device) if decode_graphs else None
         self._dense = num_slots if base.device.type == "cuda" else None
         self._decoder = _new_decoder(base, num_slots=num_slots, slot_rank=slot_rank, kernels=self._kernels)
         with torch.inference_mode():
             self._check(base, tokens, expected)
         self._graphs = (
             None
-            if record is None
-            else DecodeGraphs(self._decoder, self.kv, record, num_layers=geometry.num_layers, num_slots=num_slots)
+            if recorder is None
+            else DecodeGraphs(self._decoder, self.kv, recorder, num_layers=geometry.num_layers, num_slots=num_slots)
         )
 
     @property
@@ -104,7 +103,7 @@ class Runner:
             torch.tensor(tokens, device=self._device),
             torch.tensor(positions, device=self._device),
             plan_attention(spans, self.kv, self._kernels, copies=copies),
-            plan_lora(slots_T, device=self._device, native=self._kernels is not None, dense=self._dense),
+            plan_lora(slots_T, device=self._device, native=self._kernels is not None, dense_slots=self._dense),
             wanted,
             states,
         )

@@ -23,6 +23,7 @@ from server.model.paged_kv import Call, PagedKV, SegmentSpan
 
 IMPLEMENTATION = "relay_paged"
 _GROUPED_QUERIES = 16  # segments up to this many queries share one batched product
+_SCORES = 1 << 26  # in fp32 at a time; a quarter of a gibibyte
 _LIKE_LENGTH = 0.6  # of the longest in the group; less padding would make more groups
 
 
@@ -132,20 +133,15 @@ class _Copies:
 
 
 def _places(segments: Sequence[SegmentSpan], kv: PagedKV) -> Tensor:
-    capacity, num_heads = kv.block_tokens, 2 * kv.num_kv_heads
     return torch.tensor(
-        [
-            segment.blocks[p // capacity] * num_heads * capacity + p % capacity
-            for segment in segments
-            for p in range(segment.position, segment.num_keys)
-        ],
+        [kv.place(segment, p) for segment in segments for p in range(segment.position, segment.num_keys)],
         device=kv.device,
     )
 
 
 def _alike(segments: Sequence[SegmentSpan], block_tokens: int, *, pad_queries: bool = False) -> list[list[SegmentSpan]]:
-    """Groups of equally many queries and of like length: padding to the longest adds at most two thirds. Or, of queries
-    that are to be padded, as many."""
+    """Groups of equally many queries (with `pad_queries`: of as many up to the next power of two) and of like length:
+    padding to the longest adds at most two thirds."""
 
     def kind(segment: SegmentSpan) -> int:
         return (segment.num_queries - 1).bit_length() if pad_queries else segment.num_queries
@@ -193,8 +189,8 @@ def paged_attention(
 
 
 class Group:
-    """Segments with the same number of queries, their keys padded to the same number of blocks. Where they have fewer
-    than others their last one is repeated.
+    """Segments attended to together: their keys are padded to as many blocks, their queries to as many as the most by
+    repeating the last.
 
     table_BN holds each segment's blocks (any block behind its last one), position_Bn where its queries stand, `tokens`
     where they are in the step. `sdpa` attends by torch's own operator, whose kernels for GPUs read keys and values in
@@ -238,8 +234,10 @@ class Group:
         query = call.query_THD[self._tokens].reshape(self._num_segments, self._num_queries, num_kv_heads, group, width)
         rows = call.kv.view(call.kv.shape[0] * call.kv.shape[1], -1).index_select(0, self._gather)
         keys, values = rows.view(2, self._num_segments, num_kv_heads, -1, width).unbind()
-        attend = _by_sdpa if self._sdpa and call.softcap is None else _in_fp32
-        mixed_BKGnD = attend(query.permute(0, 2, 3, 1, 4), keys, values, self._biases.get(call.window), call)
+        sdpa = self._sdpa and call.softcap is None
+        bias = self._biases.get(call.window, call.kv.dtype if sdpa else torch.float32)
+        attend = _by_sdpa if sdpa else _in_fp32
+        mixed_BKGnD = attend(query.permute(0, 2, 3, 1, 4), keys, values, bias, call)
         output_THD[self._tokens] = mixed_BKGnD.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, width)
 
 
@@ -247,7 +245,7 @@ def _by_sdpa(query_BKGnD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, bias_B11
     """Heads that share keys stand one behind the other, as further queries; or have a copy of the keys each, where that
     is less than a copy of the mask."""
     num_segments, num_kv_heads, group, num_queries, width = query_BKGnD.shape
-    mask_BKGnS = bias_B11nS.to(key_BKSD.dtype).expand(-1, num_kv_heads, group, -1, -1)
+    mask_BKGnS = bias_B11nS.expand(-1, num_kv_heads, group, -1, -1)
     if num_queries <= width:
         shape, keys, values = (num_segments, num_kv_heads, group * num_queries), key_BKSD, value_BKSD
     else:
@@ -258,16 +256,21 @@ def _by_sdpa(query_BKGnD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, bias_B11
 
 
 def _in_fp32(query_BKGnD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, bias_B11nS: Tensor, call: Call) -> Tensor:
-    """bf16 scores would be off by up to 1/256 of their size, which is enough to change answers."""
-    num_segments, num_kv_heads, group, num_queries, width = query_BKGnD.shape
-    query = (query_BKGnD.float() * call.scale).reshape(num_segments * num_kv_heads, group * num_queries, width)
+    """bf16 scores would be off by up to 1/256 of their size, which is enough to change answers. Some queries at a time,
+    so that no more scores are in memory than need be."""
+    num_segments, num_kv_heads, group = query_BKGnD.shape[:3]
     keys, values = (rows.float().flatten(0, 1) for rows in (key_BKSD, value_BKSD))
-    scores = torch.bmm(query, keys.transpose(1, 2))
-    if call.softcap is not None:
-        scores = call.softcap * torch.tanh(scores / call.softcap)
-    biased = scores.view(num_segments, num_kv_heads, group, num_queries, -1).add_(bias_B11nS)
-    mixed = torch.bmm(biased.softmax(dim=-1).view_as(scores), values)
-    return mixed.view(query_BKGnD.shape).to(call.query_THD.dtype)
+    size = max(1, _SCORES // (num_segments * num_kv_heads * group * keys.shape[1]))
+    mixed = []
+    for part_BKGnD, bias in zip(*(torch.split(x, size, dim=3) for x in (query_BKGnD, bias_B11nS)), strict=True):
+        shape = (num_segments, num_kv_heads, group, part_BKGnD.shape[3])
+        query = (part_BKGnD.float() * call.scale).reshape(num_segments * num_kv_heads, -1, keys.shape[2])
+        scores = torch.bmm(query, keys.transpose(1, 2))
+        if call.softcap is not None:
+            scores = call.softcap * torch.tanh(scores / call.softcap)
+        weights = scores.view(*shape, -1).add_(bias).softmax(dim=-1)
+        mixed.append(torch.bmm(weights.view_as(scores), values).view(*shape, -1).to(call.query_THD.dtype))
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=3)
 
 
 class _Biases:
@@ -276,14 +279,14 @@ class _Biases:
     def __init__(self, position_Bn: Tensor, num_keys: int) -> None:
         self._position_Bn = position_Bn
         self._num_keys = num_keys
-        self._by_window: dict[int | None, Tensor] = {}
+        self._made: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
-    def get(self, window: int | None) -> Tensor:
-        if window not in self._by_window:
+    def get(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        if (window, dtype) not in self._made:
             allowed = allowed_keys(self._position_Bn, self._num_keys, window)
-            bias = torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)
-            self._by_window[window] = bias[:, None, None]
-        return self._by_window[window]
+            bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+            self._made[window, dtype] = bias[:, None, None]
+        return self._made[window, dtype]
 
 
 def allowed_keys(position: Tensor, num_keys: int, window: int | None) -> Tensor:

@@ -58,18 +58,16 @@ class DecodeStep:
         self._numbers = _Mirrored((shape.rows, 3 + shape.blocks), torch.int64, kv.device)  # token, position, place
         self._slots = _Mirrored((shape.slots,), torch.int64, kv.device)
         self._own = _Mirrored((shape.rows, shape.slots), torch.bool, kv.device)
-        self._weights = _Mirrored((num_layers * shape.weighed, shape.rows, shape.slots), torch.float32, kv.device)
+        self._weights = _Mirrored((num_layers if shape.weighed else 0, *self._own.host.shape), torch.float32, kv.device)
 
     def fill(
         self, tokens: Sequence[int], spans: Sequence[SegmentSpan], slots_T: Sequence[Slots | Blend | None]
     ) -> None:
         """The next step, once the one before has been computed. Rows beyond its own do what its first one does."""
         numbers: NDArray[np.int64] = self._numbers.host.numpy()
-        capacity, num_heads = self._kv.block_tokens, 2 * self._kv.num_kv_heads
         for row, (token, span) in enumerate(zip(tokens, spans, strict=True)):
-            place = span.blocks[span.position // capacity] * num_heads * capacity + span.position % capacity
             blocks = span.blocks[: self.shape.blocks]
-            numbers[row, :3] = token, span.position, place
+            numbers[row, :3] = token, span.position, self._kv.place(span, span.position)
             numbers[row, 3 : 3 + len(blocks)] = blocks
             numbers[row, 3 + len(blocks) :] = 0
         numbers[len(spans) :] = numbers[0]

@@ -33,7 +33,8 @@ Slots = range  # adjacent slots of one expert
 _LONGEST_SHORT_RUN = 16  # tokens; from there on a product of its own costs less than the padding (2 CPU cores)
 _PIECE = 32  # tokens; the kernels cut longer runs into such
 _LONG_RUN = 64  # tokens; from there on the outputs are what costs, so they are added to in their own format
-_ALL_SLOTS = 256  # up to so many are multiplied whole on a GPU; of more, those in use are copied
+_ALL_SLOTS = 64  # up to so many may be multiplied as they lie on a GPU; of more, those in use are copied
+_FEW_IN_USE = 4  # or where those in use are so small a part
 _SPREAD = 3  # a span of slots up to this many times as wide as those in use is multiplied whole, without a copy
 
 
@@ -126,19 +127,19 @@ def plan_lora(
     *,
     device: torch.device,
     native: bool = False,
-    dense: int | None = None,
+    dense_slots: int | None = None,
 ) -> LoraPlan | None:
     """The plan for a step whose token t uses `slots_T[t]`; None where every token is the base's.
 
     Any order is right; adjacent tokens of one expert are what makes it fast. `native`: kernels take the short runs.
-    `dense`: so many slots there are, and every token is multiplied by all of them.
+    `dense_slots`: how many slots there are, where every token is to be multiplied by all, or by all in use.
     """
     if native:
         pieces = list(_pieces(slots_T))
         present = frozenset(slot for *_, entries in pieces for slot, _ in entries)
         return LoraPlan(present=present, native=NativeRuns(pieces)) if pieces else None
-    if dense is not None:
-        return _dense(slots_T, dense, device)
+    if dense_slots is not None:
+        return _dense(slots_T, dense_slots, device)
     runs = list(_runs(slots_T))
     if not runs:
         return None
@@ -151,18 +152,18 @@ def _dense(slots_T: Sequence[Slots | Blend | None], num_slots: int, device: torc
     present = present_slots(slots_T)
     if not present:
         return None
-    columns = range(num_slots) if multiplies_all(num_slots) else present
-    own_TS, weight_LTS = shares(slots_T, columns)
+    all_of_them = multiplies_all(num_slots) and _FEW_IN_USE * len(present) > num_slots
+    own_TS, weight_LTS = shares(slots_T, range(num_slots) if all_of_them else present)
     dense = Dense(
         own_TS=own_TS.to(device),
-        slots_S=None if multiplies_all(num_slots) else torch.tensor(present, device=device),
+        slots_S=None if all_of_them else torch.tensor(present, device=device),
         weight_LTS=None if weight_LTS is None else weight_LTS.to(device),
     )
     return LoraPlan(present=frozenset(present), dense=dense)
 
 
 def multiplies_all(num_slots: int) -> bool:
-    """Whether a dense product takes all slots as they lie."""
+    """Whether a dense product may take all slots as they lie."""
     return num_slots <= _ALL_SLOTS
 
 
@@ -327,7 +328,7 @@ class Arena:
             yield path, Target(self.a, part, self.b[part])
 
     def write(self, slots: Slots, terms: Mapping[str, Terms]) -> None:
-        """Puts an expert's terms, by module path, into its empty slots."""
+        """Puts an expert's terms, by module path and on the arena's device, into its empty slots."""
         for part, path in enumerate(self.paths):
             if path in terms:
                 self._write_part(slots, part, terms[path])
@@ -383,7 +384,8 @@ class Arena:
             a_PSKI = a_PSKI.index_select(1, dense.slots_S)
         h = x_TI.to(a_PSKI.dtype) @ a_PSKI.flatten(0, 2).T
         h_TPSK = h.view(-1, *a_PSKI.shape[:3])
-        # Not a product with zeros: what overflows in an expert that is not the token's own would be NaN there.
+        # Not a product with zeros: what overflows in an expert that is not the token's own would be NaN there. Zeros
+        # times B are zeros, for no expert is loaded whose B is not finite.
         h_TPSK = torch.where(dense.own_TS[:, None, :, None], h_TPSK, 0)
         if dense.weight_LTS is not None and self._layer is not None:
             h_TPSK = (h_TPSK * dense.weight_LTS[self._layer][:, None, :, None]).to(h.dtype)

@@ -49,6 +49,11 @@ class PagedKV:
     def device(self) -> torch.device:
         return self.layers[0].device
 
+    def place(self, span: SegmentSpan, position: int) -> int:
+        """Where a layer's [blocks * 2 K * C, D] holds head 0 of this token of the span's sequence."""
+        block, inside = divmod(position, self.block_tokens)
+        return span.blocks[block] * 2 * self.num_kv_heads * self.block_tokens + inside
+
 
 @dataclass(frozen=True)
 class KVGeometry:

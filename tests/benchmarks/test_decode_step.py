@@ -15,7 +15,7 @@ def test_steps_read_the_bytes_they_say_and_experts_change_them(tmp_path: Path) -
     folder = tiny.write_base(tmp_path / "base")
     base = load_base(str(folder), dtype="fp32", device="cpu", cache=tmp_path)
     num_weights = sum(parameter.numel() for parameter in base.model.parameters())
-    bench = Bench(base, num_rows=3, context=40, rank=16, decode_graphs=False)
+    bench = Bench(base, num_rows=3, context=40, rank=16)
     with torch.inference_mode():
         plain, changed = (bench.runner.run(bench.plan(3, experts=experts)).all_WV for experts in (False, True))
     assert plain.shape == (3, 400)
@@ -41,4 +41,4 @@ def test_it_measures_and_writes_what_it_measured(tmp_path: Path, capsys: pytest.
 
 
 def test_a_copy_has_a_rate() -> None:
-    assert copy_rate(torch.device("cpu"), num_bytes=1 << 16) > 0
+    assert copy_rate(torch.device("cpu")) > 1e8

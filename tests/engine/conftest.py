@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from expert_store import ExpertStore, ExpertVersion, Indicators
 from server.engine import Engine, EngineConfig, Occupancy, PoolEvent, StepStats
+from server.model import decode_graphs
 from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
 from tests.support import tiny
@@ -69,7 +70,9 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def new_world(base_folder: Path, root: Path, device: str = "cpu") -> Iterator[World]:
+def new_world(
+    base_folder: Path, root: Path, device: str = "cpu", record_decodes: decode_graphs.Recorder | None = None
+) -> Iterator[World]:
     """`root` is an empty folder."""
     base = load_base(str(base_folder), dtype="fp32", device=device, cache=root / "cache")
     chat = ChatFormat(base.tokenizer)
@@ -82,10 +85,12 @@ def new_world(base_folder: Path, root: Path, device: str = "cpu") -> Iterator[Wo
         adapters[name] = tiny.write_adapter(root / name, base_folder, seed=seed, invocation=invocation, **options)
         experts[name] = tiny.publish(store, base, adapters[name], name)
     recorder = Recorder()
-    engine = Engine(base, chat, small_config(), recorder)
+    engine = Engine(base, chat, replace(small_config(), recorder=record_decodes), recorder)
     engine.start()
-    yield World(base_folder, base, chat, store, experts, adapters, engine, recorder)
-    engine.stop()
+    try:
+        yield World(base_folder, base, chat, store, experts, adapters, engine, recorder)
+    finally:
+        engine.stop()
     engine.check_integrity()
 
 

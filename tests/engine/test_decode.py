@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from server.engine import runner
 from server.model.decode import DecodeShape, DecodeStep
 from server.model.decode_graphs import Decoder, forward
+from server.model.paged_kv import SegmentSpan
 from tests.engine.conftest import World, new_world
 from tests.engine.test_blend import (
     test_a_mixture_alone_equals_the_slow_reference,
@@ -55,14 +55,14 @@ class Launched:
 
 @pytest.fixture(scope="module")
 def world(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "recorder_for", lambda _: Launched)
-        with new_world(base_folder, tmp_path_factory.mktemp("world")) as made:
-            yield made
+    with new_world(base_folder, tmp_path_factory.mktemp("world"), record_decodes=Launched) as made:
+        yield made
 
 
-def test_shapes_of_all_kinds_have_been_met() -> None:
-    """Runs behind the others: they are worth nothing where every step was laid out the other way."""
+def test_steps_that_only_decode_are_laid_out_by_shape(world: World) -> None:
+    """The suites are worth nothing here where every step is laid out the other way."""
+    test_mixed_batch_gives_the_same_tokens_as_alone(world, "all_twice")
+    test_mixtures_in_a_mixed_batch_equal_themselves_alone(world)
     assert {shape.slots for shape in SHAPES} == {0, 32}
     assert {shape.weighed for shape in SHAPES} == {False, True}
     assert max(shape.rows for shape in SHAPES) >= 16
@@ -75,8 +75,19 @@ def test_a_decoder_that_cannot_be_recorded_runs_kernel_by_kernel(base_folder: Pa
         tries.append(step.shape)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "recorder_for", lambda _: record)
-        with new_world(base_folder, tmp_path) as made:
-            test_greedy_tokens_equal_peft_in_fp32(made, "act16")
+    with new_world(base_folder, tmp_path, record_decodes=record) as made:
+        test_greedy_tokens_equal_peft_in_fp32(made, "act16")
     assert len(tries) == 1
+
+
+def test_a_step_of_very_uneven_lengths_is_not_padded(base_folder: Path, tmp_path: Path) -> None:
+    """Its rows would all be as long as the longest: more than the whole cache."""
+    with new_world(base_folder, tmp_path, record_decodes=Launched) as made:
+        graphs = made.engine._runner._graphs
+        assert graphs is not None
+        num_blocks = made.engine.blocks.num_blocks
+        longest = SegmentSpan(0, 1, 16 * num_blocks // 2, range(num_blocks))
+        short = [SegmentSpan(row, 1, 3, [row]) for row in range(1, 9)]
+        before = len(SHAPES)
+        assert graphs.run([5] * 9, [longest, *short], [None] * 9) is None
+        assert len(SHAPES) == before

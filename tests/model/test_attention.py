@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from server.model import attention
 from server.model.attention import Group, allowed_keys, attend_segment, paged_attention, plan_attention
 from server.model.native import Kernels
 from server.model.native_attention import families_of
@@ -70,6 +71,21 @@ def test_few_launches_are_those_of_few_sizes() -> None:
     plan = plan_attention(spans, kv, few_launches=True)
     assert not plan.long_segments
     assert len(plan.groups) == 4  # prefills of up to 32 tokens in two lengths, decodes, probes
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_scores_in_pieces_are_those_of_all_queries_at_once(
+    softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kv = filled_cache(CAPACITY)
+    spans, total = lay_out([(20, 7), (20, 31)])
+    query = torch.randn(total, HEADS, 64).bfloat16()
+    whole, in_pieces = torch.empty_like(query), torch.empty_like(query)
+    call = Call(query, kv.layers[0], 0.3, 6, softcap)
+    Group.of(spans, kv).attend(call, whole)
+    monkeypatch.setattr(attention, "_SCORES", 3 * 2 * HEADS * 52)  # three queries at a time
+    Group.of(spans, kv).attend(call, in_pieces)
+    torch.testing.assert_close(in_pieces, whole, atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("window", [None, 6])

@@ -70,7 +70,7 @@ def check(
     expected = torch.ones(len(slots_T), sum(WIDTHS_OUT), dtype=dtype)
     actual = expected.clone()
     add_reference(arena, expected, x_TI, slots_T)
-    arena.add(actual, x_TI, plan_lora(slots_T, device=CPU, native=kernels is not None, dense=dense))
+    arena.add(actual, x_TI, plan_lora(slots_T, device=CPU, native=kernels is not None, dense_slots=dense))
     scale = float(expected.float().abs().max())
     torch.testing.assert_close(actual.float(), expected.float(), atol=TOLERANCE[dtype] * scale, rtol=0)
 
@@ -89,14 +89,17 @@ def test_dense_products_equal_the_loop(
 ) -> None:
     """`most`: over all slots as they lie, and over a copy of those in use."""
     monkeypatch.setattr(lora, "_ALL_SLOTS", most)
+    monkeypatch.setattr(lora, "_FEW_IN_USE", NUM_SLOTS)
     check([None if i is None else EXPERTS[i] for i in POPULARITIES[popularity]], dtype, dense=NUM_SLOTS)
 
 
-def test_an_expert_that_overflows_leaves_the_tokens_of_others_alone() -> None:
+@pytest.mark.parametrize("few", [NUM_SLOTS, 1])
+def test_an_expert_that_overflows_leaves_the_tokens_of_others_alone(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     arena = filled_arena()
+    monkeypatch.setattr(lora, "_FEW_IN_USE", few)
     arena.a[EXPERTS[2].start] = 1e38
     x_TI, y_TO = torch.full((2, WIDTH_IN), 1e3), torch.zeros(2, sum(WIDTHS_OUT))
-    arena.add(y_TO, x_TI, plan_lora([EXPERTS[0], EXPERTS[2]], device=CPU, dense=NUM_SLOTS))
+    arena.add(y_TO, x_TI, plan_lora([EXPERTS[0], EXPERTS[2]], device=CPU, dense_slots=NUM_SLOTS))
     assert y_TO[0].isfinite().all()
     assert not y_TO[1].isfinite().any()
 

@@ -9,8 +9,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from server.own_server import own_server
 from training.data import split_lines
 from training.evaluate.answerers import Answer, Answerer, OutsideTheServer, Served
-from training.evaluate.pool import ServedPool
+from training.evaluate.pool import Place, ServedPool
 from training.evaluate.stream import Sample
 from training.evaluate.units import BaseSource, Workshop
 
@@ -101,13 +102,20 @@ class Questioner:
         """Of each sample alone; every expert has answered once before, so that none is being loaded."""
         served = _served(answerer)
         keys = [self._digest(served, sample, f"cost\n{answer_tokens}") for sample in samples]
-        if not all(self._book.holds(key) for key in keys):
-            served.prepare(self._pool)
-        found = []
-        for key, sample in zip(keys, samples, strict=True):
+        self._prepare(served, keys)
+
+        def ask(sample: Sample) -> dict[str, Any]:
             request = {"prompt": sample.prompt, "max_new_tokens": answer_tokens, **served.request(self._pool, sample)}
-            found.append(Cost(**self._book.look_up(key, lambda request=request: self._cost(request))))  # type: ignore[misc]
-        return found
+            return self._cost(request)
+
+        pairs = zip(keys, samples, strict=True)
+        return [Cost(**self._book.look_up(key, partial(ask, sample))) for key, sample in pairs]
+
+    def _prepare(self, served: Served, keys: Sequence[str]) -> None:
+        """Before anything is asked that the book does not hold; the server is started for that alone."""
+        if not all(self._book.holds(key) for key in keys):
+            self._pool.ready()
+            served.prepare(self._pool)
 
     def _cost(self, request: dict[str, Any]) -> dict[str, Any]:
         self._pool.send("POST", "/generate", request | {"max_new_tokens": 1})
@@ -121,8 +129,7 @@ class Questioner:
         self, served: Served, samples: Sequence[Sample], what: str, ask: Callable[[Sample], dict[str, Any]]
     ) -> list[dict[str, Any]]:
         keys = [self._digest(served, sample, what) for sample in samples]
-        if not all(self._book.holds(key) for key in keys):
-            served.prepare(self._pool)
+        self._prepare(served, keys)
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             pairs = zip(keys, samples, strict=True)
             return list(pool.map(lambda pair: self._book.look_up(pair[0], lambda: ask(pair[1])), pairs))
@@ -143,13 +150,19 @@ class Questioner:
 
 @contextmanager
 def questioner(base: BaseSource, workshop: Workshop, book: Book, *, prefix_cache: bool) -> Iterator[Questioner]:
-    """A server with an empty store, for the main thread; it ends with the block."""
+    """Asks a server with an empty store, which the main thread starts when there is something to ask; it ends with the
+    block."""
     flags = ["--base", base.source, "--cache", str(base.cache), "--device", base.device, "--no-demo"]
     flags += ["--max-rank", str(_MAX_RANK), "--expert-slots", str(_MAX_RANK)]
     flags += [] if prefix_cache else ["--no-prefix-cache"]
-    with TemporaryDirectory() as folder, own_server(Path(folder), *flags) as server:
-        pool = ServedPool(server.url, Path(folder) / "store", workshop)
-        yield Questioner(pool, workshop, book)
+    with ExitStack() as ending:
+
+        def start() -> Place:
+            folder = Path(ending.enter_context(TemporaryDirectory()))
+            server = ending.enter_context(own_server(folder, *flags))
+            return Place(server.url, folder / "store")
+
+        yield Questioner(ServedPool(start, workshop), workshop, book)
 
 
 def _served(answerer: Answerer) -> Served:

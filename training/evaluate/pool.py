@@ -3,7 +3,9 @@ nothing."""
 
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +26,40 @@ class AskingFailed(TrainingError):
     """The server refused what the bench asked of it."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a server answers, and its own folder of experts, where routers are published."""
+
+    url: str
+    store: Path
+
+
 class ServedPool:
     """A server that is the bench's alone, so that each unit is version 1 of an expert named by the unit's key.
 
-    `store` is the server's own folder of experts, where routers are published.
+    `start` is called when it is first needed.
     """
 
-    def __init__(self, url: str, store: Path, workshop: Workshop) -> None:
-        self._url = url
-        self._store = store
+    def __init__(self, start: Callable[[], Place], workshop: Workshop) -> None:
+        self._start = start
         self._workshop = workshop
-        self._client = httpx.Client(base_url=url, timeout=_TIMEOUT)
         self._names: dict[str, str] = {}
         self._registering = threading.Lock()
         self._base_adapter: str | None = None
         self._mixed: frozenset[str] = frozenset()
         self._router: str | None = None
+
+    def ready(self) -> None:
+        """Starts the server, if it does not run yet; for the thread that may start one."""
+        _ = self._client
+
+    @cached_property
+    def _place(self) -> Place:
+        return self._start()
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        return httpx.Client(base_url=self._place.url, timeout=_TIMEOUT)
 
     def key(self, unit: Unit) -> str:
         return self._workshop.key(unit)
@@ -53,7 +73,7 @@ class ServedPool:
             if key not in self._names:
                 name = f"u-{key}"
                 try:
-                    add_expert(self._url, self.folder(unit) / ADAPTER, name=name, activate=True)
+                    add_expert(self._place.url, self.folder(unit) / ADAPTER, name=name, activate=True)
                 except RelayError as error:
                     raise AskingFailed(f"{self.folder(unit)} was not registered: {error.message}") from error
                 self._names[key] = name
@@ -82,7 +102,7 @@ class ServedPool:
         if self._router == key:
             return
         names = [self.expert(unit) for unit in experts]
-        store = ExpertStore.open(self._store)
+        store = ExpertStore.open(self._place.store)
         served = [store.catalog.experts[name].versions[1] for name in names]
         routed = tuple(RoutedExpert(name=e.name, version=e.version, digest=e.digest) for e in served)
         folder = self.folder(router)

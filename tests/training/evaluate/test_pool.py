@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import pytest
 
 from server.own_server import own_server
 from training.evaluate.adapters import TunedLora
+from training.evaluate.answerers import Answer, TheBase
+from training.evaluate.asking import Book, Questioner
 from training.evaluate.budget import BUDGETS
 from training.evaluate.elrea import ClusterExpert, cluster_experts
 from training.evaluate.l2r import LearnedGates
-from training.evaluate.pool import AskingFailed, ServedPool
+from training.evaluate.pool import AskingFailed, Place, ServedPool
 from training.evaluate.stream import Sample
 from training.evaluate.units import BaseSource, Unit, Workshop
 
@@ -28,7 +30,27 @@ ROWS = tuple(
 def served(base_source: BaseSource, workshop: Workshop, tmp_path: Path) -> Iterator[ServedPool]:
     flags = ["--base", base_source.source, "--cache", str(base_source.cache), "--device", "cpu", "--no-demo"]
     with own_server(tmp_path, *flags) as server:
-        yield ServedPool(server.url, tmp_path / "store", workshop)
+        yield ServedPool(lambda: Place(server.url, tmp_path / "store"), workshop)
+
+
+def test_what_the_book_holds_needs_no_server(workshop: Workshop, tmp_path: Path) -> None:
+    class Started(Exception):
+        pass
+
+    def start() -> Place:
+        raise Started
+
+    book = Book(tmp_path / "answers.jsonl")
+    questioner = Questioner(ServedPool(start, workshop), workshop, book)
+    known, new = ROWS[:2]
+    answer = Answer("yes", None, False, 7)
+    book.look_up(questioner._digest(TheBase(), known, "answer 5"), lambda: asdict(answer))
+    assert questioner.answers(TheBase(), [known], answer_tokens=5) == [answer]
+    for asked in ([known, new], [new]):
+        with pytest.raises(Started):
+            questioner.answers(TheBase(), asked, answer_tokens=5)
+        with pytest.raises(Started):
+            questioner.costs(TheBase(), asked, answer_tokens=5)
 
 
 def made(workshop: Workshop, *units: Unit) -> None:
