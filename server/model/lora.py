@@ -467,6 +467,7 @@ class LoraArenas:
 
     def __init__(self, arenas: Sequence[Arena], kernels: Kernels | None = None) -> None:
         self._arenas = arenas
+        self._device = arenas[0].a.device if arenas else None  # a model may have no linear to adapt
         targets = dict(target for arena in arenas for target in arena.targets)
         self._filler = SlotFiller(kernels, targets) if kernels is not None else None
 
@@ -478,7 +479,7 @@ class LoraArenas:
     def write(self, slots: Slots, weights: AdapterWeights) -> None:
         """Puts an expert's terms into its slots, which are empty."""
         if self._filler is None or not self._filler.takes(weights.layout):
-            terms = weights.terms(self._arenas[0].a.device)
+            terms = weights.terms(self._device)
             for arena in self._arenas:
                 arena.write(slots, terms)
             return
