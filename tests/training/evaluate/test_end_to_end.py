@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
+from training.evaluate.__main__ import main
 from training.evaluate.methods import METHODS
 from training.evaluate.units import BaseSource
 
 
-def run(data: Path, base: BaseSource, out: Path, *more: str) -> dict[str, Any]:
+def run(data: Path, base: BaseSource, out: Path, *more: str, in_this_process: bool = False) -> dict[str, Any]:
     options = ["--data", str(data), "--out", str(out), "--base", base.source, "--cache", str(base.cache)]
     small = ["--device", "cpu", "--tasks", "jump,lazy", "--rows", "16", "--epochs", "1", "--jobs", "1"]
-    subprocess.run([sys.executable, "-m", "training.evaluate", *options, *small, *more], check=True)
+    if in_this_process:
+        main([*options, *small, *more])
+    else:
+        subprocess.run([sys.executable, "-m", "training.evaluate", *options, *small, *more], check=True)
     record: dict[str, Any] = json.loads((out / "results.json").read_text())
     return record
 
@@ -48,7 +52,7 @@ def test_three_methods_run_end_to_end_and_a_second_run_does_nothing_again(
         assert f"({picture}.png)" in report
 
     answers = (tmp_path / "work" / "answers.jsonl").read_text()
-    again = run(data, base_source, tmp_path, "--methods", "base,see-alora,sequential")
+    again = run(data, base_source, tmp_path, "--methods", "base,see-alora,sequential", in_this_process=True)
     assert again["runs"] == record["runs"]
     assert (tmp_path / "work" / "answers.jsonl").read_text() == answers
     assert {f: (f / "done.json").stat().st_mtime_ns for f in (tmp_path / "work" / "units").iterdir()} == units

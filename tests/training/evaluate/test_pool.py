@@ -26,11 +26,20 @@ ROWS = tuple(
 )
 
 
-@pytest.fixture
-def served(base_source: BaseSource, workshop: Workshop, tmp_path: Path) -> Iterator[ServedPool]:
+@pytest.fixture(scope="module")
+def workshop(base_source: BaseSource, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("work"), base_source)
+
+
+@pytest.fixture(scope="module")
+def served(
+    base_source: BaseSource, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedPool]:
+    """One for all tests: whatever it has played before must make no difference."""
+    folder = tmp_path_factory.mktemp("served")
     flags = ["--base", base_source.source, "--cache", str(base_source.cache), "--device", "cpu", "--no-demo"]
-    with own_server(tmp_path, *flags) as server:
-        yield ServedPool(lambda: Place(server.url, tmp_path / "store"), workshop)
+    with own_server(folder, *flags) as server:
+        yield ServedPool(lambda: Place(server.url, folder / "store"), workshop)
 
 
 def test_what_the_book_holds_needs_no_server(workshop: Workshop, tmp_path: Path) -> None:
@@ -101,8 +110,8 @@ def test_each_router_weighs_its_own_experts(served: ServedPool, workshop: Worksh
 
 
 def test_what_the_server_refuses_is_said(served: ServedPool) -> None:
-    with pytest.raises(AskingFailed, match="POST /route was answered 409"):
-        routing(served, router="gradient")
+    with pytest.raises(AskingFailed, match=r"POST /route was answered 404.*nobody"):
+        routing(served, expert="nobody")
 
 
 def _renamed(expert: TunedLora) -> list[Sample]:
