@@ -39,6 +39,7 @@ from server.engine.scheduler import Sequence as Tokens
 from server.environment import describe_run
 from server.model.base import Base, load_base
 from server.model.decode_graphs import Recorder, recorder_for
+from server.model.paged_kv import KVGeometry
 
 RESULTS = Path(__file__).parent / "results" / "decode_step"
 _BLOCK_TOKENS = 16
@@ -80,11 +81,9 @@ class Bench:
         self._context = context
         self._num_tokens = base.num_tokens
         self._weight_bytes = sum(parameter.nbytes for parameter in base.model.parameters())
-        config = base.model.config
         self._num_rows = num_rows
-        num_blocks = num_rows * self._blocks
-        width = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_width(config)
-        self._kv_bytes = width * base.dtype.itemsize * context
+        token_bytes = _geometry(base.model.config).bytes_per_token(base.dtype)
+        self._kv_bytes = token_bytes * context
         self._rank = rank
         self.device = base.device
         with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +91,7 @@ class Bench:
             publish_synthetic(Path(folder), base.spec, Shape(rank, all_linears(base.spec)), drafts)
             self.runner = Runner(
                 base,
-                kv_memory_bytes=width * base.dtype.itemsize * _BLOCK_TOKENS * num_blocks,
+                kv_memory_bytes=token_bytes * _BLOCK_TOKENS * num_rows * self._blocks,
                 block_tokens=_BLOCK_TOKENS,
                 num_slots=num_rows * self._slots,
                 slot_rank=_SLOT_RANK,
@@ -233,9 +232,9 @@ def table(measured: Sequence[Measured], bytes_per_second: float, given: argparse
     return shown
 
 
-def _head_width(config: Any) -> int:
-    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return width
+def _geometry(config: Any) -> KVGeometry:
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return KVGeometry(config.num_hidden_layers, config.num_key_value_heads, width)
 
 
 def _row_counts(text: str) -> list[int]:

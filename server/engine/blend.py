@@ -13,7 +13,7 @@ from server.engine.answerer import OutputMixture
 from server.engine.expert_pool import Access
 from server.engine.jobs import GenerateJob, Resources
 from server.engine.session_state import SessionState
-from server.model.lora import Blend
+from server.model.lora_plan import Blend
 
 
 @dataclass(eq=False, kw_only=True)

@@ -38,7 +38,7 @@ from server.errors import EngineStopped, InvalidRequest, NonFiniteLogits, Prompt
 from server.model.base import Base
 from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt
 from server.model.decode_graphs import Recorder
-from server.model.lora import experts_at
+from server.model.lora_plan import experts_at
 from server.model.native import Kernels
 from server.model.sampling import sample
 from server.threads import take_processors

@@ -20,7 +20,8 @@ from expert_store import ExpertVersion
 from server.engine.host_cache import HostCache
 from server.engine.types import PoolEvent
 from server.errors import RequestTooLarge
-from server.model.lora import LoraArenas, Slots
+from server.model.lora import LoraArenas
+from server.model.lora_plan import Slots
 
 log = structlog.get_logger()
 

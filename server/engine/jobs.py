@@ -24,7 +24,7 @@ from server.engine.step_logits import StepLogits
 from server.engine.types import FinishReason, IndicatorLogits, Token
 from server.errors import InvocationMissing
 from server.model.chat import IndicatorTokens, Prompt, activation_start
-from server.model.lora import Slots
+from server.model.lora_plan import Slots
 from server.model.sampling import SampleRow, Sampling
 
 

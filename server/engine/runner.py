@@ -15,7 +15,8 @@ from server.model.decode_graphs import DecodeGraphs, Recorder
 from server.model.fused import FusedDecoder, fusible
 from server.model.generic import GenericDecoder
 from server.model.logits import Logits, Wanted
-from server.model.lora import Blend, LoraArenas, Slots, arena_maker, plan_lora
+from server.model.lora import LoraArenas, arena_maker
+from server.model.lora_plan import Blend, Slots, plan_lora
 from server.model.native import Kernels, applies_to
 from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
 from server.model.states import StateSums

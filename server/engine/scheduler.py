@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from server.engine.kv_cache import BlockTable
 from server.engine.prompt_states import PromptStates
-from server.model.lora import Blend, Slots
+from server.model.lora_plan import Blend, Slots
 
 
 @dataclass(eq=False)

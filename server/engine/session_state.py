@@ -23,7 +23,7 @@ from server.engine.prefix import PrefixCache
 from server.engine.prompt_states import PromptStates
 from server.engine.scheduler import BlockCopy, Choice, Fork, Sequence
 from server.model.chat import Prompt
-from server.model.lora import Blend, Slots
+from server.model.lora_plan import Blend, Slots
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from server.model.attention import AttentionPlan, Group
 from server.model.logits import Wanted
-from server.model.lora import Blend, Dense, LoraPlan, Slots, multiplies_all, present_slots, shares
+from server.model.lora_plan import Blend, Dense, LoraPlan, Slots, multiplies_all, present_slots, shares
 from server.model.paged_kv import PagedKV, SegmentSpan
 
 # Legend: B rows, one token each; N blocks of a sequence; S slots; L decoder layers.

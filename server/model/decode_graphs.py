@@ -16,7 +16,7 @@ from torch import Tensor
 from server.model.attention import AttentionPlan
 from server.model.decode import DecodeShape, DecodeStep
 from server.model.logits import Logits, Wanted
-from server.model.lora import Blend, LoraPlan, Slots
+from server.model.lora_plan import Blend, LoraPlan, Slots
 from server.model.paged_kv import PagedKV, SegmentSpan
 
 log = structlog.get_logger()

@@ -25,7 +25,8 @@ from transformers import (
 from server.model.attention import AttentionPlan
 from server.model.lent import Counter, lend
 from server.model.logits import Logits, Wanted
-from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
+from server.model.lora import Arena, LoraArenas, NewArena
+from server.model.lora_plan import LoraPlan
 from server.model.native import Kernels
 from server.model.products import PlainProduct, Product, product_of
 from server.model.states import StateSums

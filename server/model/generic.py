@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from server.model.attention import IMPLEMENTATION, AttentionPlan
 from server.model.logits import Logits, Wanted
-from server.model.lora import Arena, LoraArenas, LoraPlan, NewArena
+from server.model.lora import Arena, LoraArenas, NewArena
+from server.model.lora_plan import LoraPlan
 from server.model.states import StateSums, decoder_layers, watched
 
 # Legend: T tokens in the step, I/O input and output width, N tokens some of whose logits are wanted, V vocabulary.

@@ -14,29 +14,12 @@ from server.model.decode import DecodeShape, DecodeStep
 from server.model.decode_graphs import Decoder, forward
 from server.model.paged_kv import SegmentSpan
 from tests.engine.conftest import World, new_world
-from tests.engine.test_blend import (
-    test_a_mixture_alone_equals_the_slow_reference,
-    test_an_expert_of_weight_one_answers_as_it_does_alone,
-    test_mixtures_in_a_mixed_batch_equal_themselves_alone,
-)
-from tests.engine.test_mixture import test_a_mixed_batch_gives_the_same_tokens_as_alone
-from tests.engine.test_mixture import test_greedy_tokens_equal_the_slow_reference as test_logit_mixtures_equal_it_too
+from tests.engine.suites import *  # noqa: F403 - to be run here
+from tests.engine.test_blend import test_mixtures_in_a_mixed_batch_equal_themselves_alone
 from tests.engine.test_parity import (
     test_greedy_tokens_equal_peft_in_fp32,
     test_mixed_batch_gives_the_same_tokens_as_alone,
-    test_probed_expert_answers_as_when_named,
 )
-
-__all__ = [
-    "test_a_mixed_batch_gives_the_same_tokens_as_alone",
-    "test_a_mixture_alone_equals_the_slow_reference",
-    "test_an_expert_of_weight_one_answers_as_it_does_alone",
-    "test_greedy_tokens_equal_peft_in_fp32",
-    "test_logit_mixtures_equal_it_too",
-    "test_mixed_batch_gives_the_same_tokens_as_alone",
-    "test_mixtures_in_a_mixed_batch_equal_themselves_alone",
-    "test_probed_expert_answers_as_when_named",
-]
 
 SHAPES: list[DecodeShape] = []
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from expert_store import Indicators
 from server.engine import Branches, Engine, EngineConfig, Sampling
-from server.model import lora
+from server.model import lora_plan
 from server.model.base import load_base
 from server.model.chat import ChatFormat, Prompt
 from server.model.decode_graphs import recorder_for
@@ -21,34 +21,10 @@ from server.model.gradient import GradientFeature, GradientRunner
 from server.model.sketch import Projection
 from server.model.states import mean_states
 from tests.engine.conftest import ADAPTERS, Recorder, World, new_world, small_config
-from tests.engine.test_blend import (
-    test_a_mixture_alone_equals_the_slow_reference,
-    test_an_expert_of_weight_one_answers_as_it_does_alone,
-    test_mixtures_in_a_mixed_batch_equal_themselves_alone,
-)
-from tests.engine.test_mixture import test_a_mixed_batch_gives_the_same_tokens_as_alone
-from tests.engine.test_mixture import test_greedy_tokens_equal_the_slow_reference as test_logit_mixtures_equal_it_too
-from tests.engine.test_parity import (
-    answer,
-    prompt_of,
-    test_greedy_tokens_equal_peft_in_fp32,
-    test_indicator_logits_equal_peft,
-    test_mixed_batch_gives_the_same_tokens_as_alone,
-    test_probed_expert_answers_as_when_named,
-)
+from tests.engine.suites import *  # noqa: F403 - to be run here
+from tests.engine.test_blend import test_mixtures_in_a_mixed_batch_equal_themselves_alone
+from tests.engine.test_parity import answer, prompt_of, test_mixed_batch_gives_the_same_tokens_as_alone
 from tests.support import tiny
-
-__all__ = [
-    "test_a_mixed_batch_gives_the_same_tokens_as_alone",
-    "test_a_mixture_alone_equals_the_slow_reference",
-    "test_an_expert_of_weight_one_answers_as_it_does_alone",
-    "test_greedy_tokens_equal_peft_in_fp32",
-    "test_indicator_logits_equal_peft",
-    "test_logit_mixtures_equal_it_too",
-    "test_mixed_batch_gives_the_same_tokens_as_alone",
-    "test_mixtures_in_a_mixed_batch_equal_themselves_alone",
-    "test_probed_expert_answers_as_when_named",
-]
 
 GPU = "cuda"
 
@@ -100,7 +76,7 @@ def test_every_family_computes_what_transformers_computes(family: str, tmp_path:
     engine.check_integrity()
 
 
-@pytest.mark.parametrize("most", [lora._ALL_SLOTS, 4])
+@pytest.mark.parametrize("most", [lora_plan._ALL_SLOTS, 4])
 @pytest.mark.parametrize("graphs", [True, False])
 def test_experts_that_change_slots_answer_the_same(
     world: World, graphs: bool, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,7 +85,7 @@ def test_experts_that_change_slots_answer_the_same(
     the slots in use are multiplied."""
     prompt = prompt_of(world, 0)
     expected = {name: asyncio.run(answer(world.engine, prompt, world.experts[name])) for name in ADAPTERS}
-    monkeypatch.setattr(lora, "_ALL_SLOTS", most)
+    monkeypatch.setattr(lora_plan, "_ALL_SLOTS", most)
     base = load_base(str(world.folder), dtype="fp32", device=GPU, cache=tmp_path)
     config = replace(with_graphs() if graphs else small_config(), num_slots=9)
     engine = Engine(base, world.chat, config, Recorder())

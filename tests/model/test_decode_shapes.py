@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from server.model import lora
+from server.model import lora_plan
 from server.model.decode import DecodeShape, DecodeStep
-from server.model.lora import Blend, Slots
+from server.model.lora_plan import Blend, Slots
 from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def test_few_shapes_serve_all_steps(slots_T: list[Slots | Blend | None], slots: 
 
 
 def test_of_very_many_slots_a_shape_has_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "_ALL_SLOTS", 4)
+    monkeypatch.setattr(lora_plan, "_ALL_SLOTS", 4)
     assert [shape_of(slots_T).slots for slots_T in ([ONE] * 3, [TWO] * 3, [TWO, ONE, None])] == [1, 2, 4]
 
 
@@ -45,7 +45,7 @@ def test_a_shape_has_room_for_the_token_itself(position: int, blocks: int) -> No
 
 @pytest.mark.parametrize("most", [4, NUM_SLOTS])
 def test_rows_beyond_the_steps_own_do_what_the_first_one_does(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "_ALL_SLOTS", most)
+    monkeypatch.setattr(lora_plan, "_ALL_SLOTS", most)
     step = new_step(shape_of([BLEND, ONE, None]))
     step.fill([9, 9, 9], [*SPANS[::-1]], [TWO, BLEND, BLEND])  # what an earlier step leaves
     step.fill([7, 99, 300], SPANS, [BLEND, ONE, None])

@@ -14,7 +14,8 @@ from server.model.base import Base, load_base
 from server.model.fused import FusedDecoder, fusible
 from server.model.generic import GenericDecoder
 from server.model.logits import Logits, Wanted
-from server.model.lora import Slots, arena_maker, plan_lora
+from server.model.lora import arena_maker
+from server.model.lora_plan import Slots, plan_lora
 from server.model.native import Kernels
 from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
 from tests.support import tiny

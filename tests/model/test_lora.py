@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.model import lora
+from server.model import lora_plan
 from server.model.adapter_weights import Terms
-from server.model.lora import Arena, Blend, Slots, add_reference, layer_of, plan_lora
+from server.model.lora import Arena, add_reference, layer_of
+from server.model.lora_plan import Blend, Slots, plan_lora
 from server.model.native import Kernels
 
 WIDTH_IN, WIDTHS_OUT, NUM_SLOTS, SLOT_RANK = 24, (40, 16, 8), 48, 8
@@ -88,15 +89,15 @@ def test_dense_products_equal_the_loop(
     popularity: str, dtype: torch.dtype, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`most`: over all slots as they lie, and over a copy of those in use."""
-    monkeypatch.setattr(lora, "_ALL_SLOTS", most)
-    monkeypatch.setattr(lora, "_FEW_IN_USE", NUM_SLOTS)
+    monkeypatch.setattr(lora_plan, "_ALL_SLOTS", most)
+    monkeypatch.setattr(lora_plan, "_FEW_IN_USE", NUM_SLOTS)
     check([None if i is None else EXPERTS[i] for i in POPULARITIES[popularity]], dtype, dense=NUM_SLOTS)
 
 
 @pytest.mark.parametrize("few", [NUM_SLOTS, 1])
 def test_an_expert_that_overflows_leaves_the_tokens_of_others_alone(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     arena = filled_arena()
-    monkeypatch.setattr(lora, "_FEW_IN_USE", few)
+    monkeypatch.setattr(lora_plan, "_FEW_IN_USE", few)
     arena.a[EXPERTS[2].start] = 1e38
     x_TI, y_TO = torch.full((2, WIDTH_IN), 1e3), torch.zeros(2, sum(WIDTHS_OUT))
     arena.add(y_TO, x_TI, plan_lora([EXPERTS[0], EXPERTS[2]], device=CPU, dense_slots=NUM_SLOTS))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from server.model.adapter_weights import AdapterWeights, Terms
-from server.model.lora import Arena, LoraArenas, Slots
+from server.model.lora import Arena, LoraArenas
+from server.model.lora_plan import Slots
 from server.model.native import Kernels
 from tests.support.weights import in_one_piece
 
