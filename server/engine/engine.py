@@ -40,7 +40,7 @@ from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt
 from server.model.decode_graphs import Recorder
 from server.model.lora_plan import experts_at
 from server.model.native import Kernels
-from server.model.sampling import sample
+from server.model.sampling import rows_of, sample
 from server.threads import take_processors
 
 log = structlog.get_logger()
@@ -378,7 +378,7 @@ class Engine:
         if generating:
             resources = self._resources()
             sample_rows = [job.sample_row(state.prompt) for state, job, _ in generating]
-            tokens = sample(logits_WV[[row for *_, row in generating]], sample_rows)
+            tokens = sample(rows_of(logits_WV, [row for *_, row in generating]), sample_rows)
             for (state, job, _), token in zip(generating, tokens, strict=True):
                 job.append(state, token, resources)
 

@@ -120,13 +120,16 @@ void copy_tokens(bf16 *cache, const int64_t *copies, int64_t num, int64_t heads,
 
 /* Vectors of as many numbers as a register holds. A pair of bf16 numbers is one 32-bit word; splitting words into their
  * lower and upper numbers is cheaper than widening numbers in order, and sums do not care.
- * KEYS: vectors of keys that are scored at once, as many as registers hold. */
+ * KEYS, VALUES: vectors of turned keys that are scored and of values that are mixed at once, as many as registers hold. */
 #ifdef __AVX512F__
-enum { VECTOR_BYTES = 64, KEYS = 4 };
+enum { VECTOR_BYTES = 64, KEYS = 4, VALUES = 4 };
+#define ZIPPED(i) ZIPPED_4(i), ZIPPED_4(i + 4)
 #else
-enum { VECTOR_BYTES = 32, KEYS = 2 };
+#define ZIPPED(i) ZIPPED_4(i)
+enum { VECTOR_BYTES = 32, KEYS = 2, VALUES = 2 };
 #endif
 enum { PAIRS = VECTOR_BYTES / 4, NUMBERS = 2 * PAIRS, TOKENS = 4, ROWS = 4, SPAN = 2 };
+#define ZIPPED_4(i) i, PAIRS + i, i + 1, PAIRS + i + 1, i + 2, PAIRS + i + 2, i + 3, PAIRS + i + 3
 typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES)));
 typedef float floats __attribute__((vector_size(VECTOR_BYTES)));
 
@@ -134,6 +137,12 @@ static inline words load(const bf16 *from) {
     words w;
     memcpy(&w, from, sizeof w);
     return w;
+}
+
+static inline float total(floats x) {
+    float sum = 0;
+    for (int i = 0; i < PAIRS; i++) sum += x[i];
+    return sum;
 }
 
 static inline floats lower(words w) { return (floats)(w << 16); }
@@ -238,15 +247,18 @@ typedef struct {
 } Attention;
 
 /* Keys and values of one head in some blocks that follow on each other: enough of them that what is done once for each row
- * and tile matters little. Many rows read keys turned, [D, stride], so that a vector holds one number of as many keys; few
- * rows are not worth the turning and read them as they lie, [tokens, D]. */
+ * and tile matters little. Many rows read them opened: keys turned, [D, stride], so that a vector holds one number of as
+ * many keys, and values [tokens, D], in fp32. Few rows are not worth that and read them as they lie in the cache. */
 typedef struct {
     float *keys, *values;
     int64_t stride;
-    int turned;
+    int opened;
+    const Attention *call;
+    const int64_t *table; /* its blocks, and so many in all to the end of the sequence */
+    int64_t left, head;
 } Tile;
 
-enum { FEW = 6, VALUES = 4, TILE_TOKENS = 64 };
+enum { FEW = 16, NEIGHBOURS = 2, TILE_TOKENS = 64, LINE = 32 }; /* LINE: numbers in a line of the cache */
 
 static inline int64_t blocks_of_a_tile(int64_t block_tokens) {
     return block_tokens < TILE_TOKENS ? TILE_TOKENS / block_tokens : 1;
@@ -260,19 +272,67 @@ static inline floats load_floats(const float *from) {
 
 static inline void store_floats(float *to, floats x) { memcpy(to, &x, sizeof x); }
 
-static inline __attribute__((always_inline)) void open_tile(const Attention *call, Tile *tile, const int64_t *table,
-                                                            int64_t tokens, int64_t head, int64_t D) {
-    int64_t C = call->block_tokens;
+/* In fp32 the numbers of a head lie as `lower` and `upper` split them: of each vector first the even, then the odd ones;
+ * those behind the last whole vector in order. */
+static inline void split(float *to, const bf16 *from, int64_t D) {
+    int64_t i = 0;
+    for (; i + NUMBERS <= D; i += NUMBERS) {
+        words w = load(from + i);
+        store_floats(to + i, lower(w));
+        store_floats(to + i + PAIRS, upper(w));
+    }
+    for (; i < D; i++) to[i] = wide(from[i]);
+}
+
+/* Where `split` puts number i. */
+static inline int64_t place_of(int64_t i, int64_t D) {
+    int64_t at = i % NUMBERS;
+    return i < D / NUMBERS * NUMBERS ? i - at + at / 2 + at % 2 * PAIRS : i;
+}
+
+/* The keys of a block of the tile, its values kv_heads * block_tokens rows further. */
+static inline const bf16 *keys_of(const Tile *tile, int64_t block, int64_t D) {
+    const Attention *call = tile->call;
+    return call->cache + (tile->table[block] * 2 * call->kv_heads + tile->head) * call->block_tokens * D;
+}
+
+/* Turns a square of words: as many rows as a vector has words, zipped in pairs until every word has met every row. */
+static inline __attribute__((always_inline)) void transpose(words *row) {
+    const words low = {ZIPPED(0)}, high = {ZIPPED(PAIRS / 2)};
+    for (int met = 1; met < PAIRS; met *= 2) {
+        words zipped[PAIRS];
+        for (int i = 0; i < PAIRS / 2; i++) {
+            zipped[2 * i] = __builtin_shuffle(row[i], row[i + PAIRS / 2], low);
+            zipped[2 * i + 1] = __builtin_shuffle(row[i], row[i + PAIRS / 2], high);
+        }
+        memcpy(row, zipped, sizeof zipped);
+    }
+}
+
+/* A block's keys [C, D] as [D, stride], split; whole squares of them at once. */
+static inline void turn(float *to, int64_t stride, const bf16 *keys, int64_t C, int64_t D) {
+    int64_t whole_C = C / PAIRS * PAIRS, whole_D = D / NUMBERS * NUMBERS;
+    for (int64_t k = 0; k < whole_C; k += PAIRS)
+        for (int64_t i = 0; i < whole_D; i += NUMBERS) {
+            words row[PAIRS];
+            for (int n = 0; n < PAIRS; n++) row[n] = load(keys + (k + n) * D + i);
+            transpose(row);
+            for (int n = 0; n < PAIRS; n++) {
+                store_floats(to + (i + n) * stride + k, lower(row[n]));
+                store_floats(to + (i + PAIRS + n) * stride + k, upper(row[n]));
+            }
+        }
+    for (int64_t k = 0; k < C; k++)
+        for (int64_t i = k < whole_C ? whole_D : 0; i < D; i++) to[place_of(i, D) * stride + k] = wide(keys[k * D + i]);
+}
+
+static __attribute__((noinline)) void open_tile(Tile *tile, int64_t tokens, int64_t D) {
+    int64_t C = tile->call->block_tokens;
     for (int64_t b = 0; b * C < tokens; b++) {
         int64_t some = tokens - b * C < C ? tokens - b * C : C;
-        const bf16 *keys = call->cache + (table[b] * 2 * call->kv_heads + head) * C * D, *values = keys + call->kv_heads * C * D;
-        float *turned = tile->keys + b * C, *plain = tile->keys + b * C * D, *into = tile->values + b * C * D;
-        if (tile->turned)
-            for (int64_t i = 0; i < D; i++)
-                for (int64_t k = 0; k < C; k++) turned[i * tile->stride + k] = wide(keys[k * D + i]);
-        else
-            for (int64_t i = 0; i < some * D; i++) plain[i] = wide(keys[i]);
-        for (int64_t i = 0; i < some * D; i++) into[i] = wide(values[i]);
+        const bf16 *keys = keys_of(tile, b, D), *values = keys + tile->call->kv_heads * C * D;
+        turn(tile->keys + b * C, tile->stride, keys, C, D);
+        for (int64_t k = 0; k < some; k++) split(tile->values + (b * C + k) * D, values + k * D, D);
     }
 }
 
@@ -290,16 +350,41 @@ static inline __attribute__((always_inline)) void score_vectors(const float *q, 
         for (int v = 0; v < vectors; v++) store_floats(scores + r * tile->stride + low + v * PAIRS, dot[r][v]);
 }
 
+/* The same for so many keys as they lie in the cache; fetches their values, each `values` numbers further. */
+static inline __attribute__((always_inline)) void score_keys(const float *q, const bf16 *key, int64_t values, float *scores,
+                                                             int64_t stride, int64_t D, const int rows, const int keys) {
+    floats dot[ROWS][NEIGHBOURS] = {0};
+    int64_t i = 0;
+    for (; i + NUMBERS <= D; i += NUMBERS)
+        for (int k = 0; k < keys; k++) {
+            const bf16 *from = key + k * D + i;
+            words w = load(from);
+            if (i % LINE == 0) __builtin_prefetch(from + values);
+            for (int r = 0; r < rows; r++) {
+                const float *own = q + r * D + i;
+                dot[r][k] += load_floats(own) * lower(w) + load_floats(own + PAIRS) * upper(w);
+            }
+        }
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < keys; k++) {
+            float sum = total(dot[r][k]);
+            for (int64_t j = i; j < D; j++) sum += q[r * D + j] * wide(key[k * D + j]);
+            scores[r * stride + k] = sum;
+        }
+}
+
 /* scores[r][k] = q[r] . key k, of so many rows; also of keys that share a vector with those. */
 static inline __attribute__((always_inline)) void score(const float *q, const Tile *tile, float *scores, int64_t from,
                                                         int64_t to, int64_t D, const int rows) {
-    if (!tile->turned) {
-        for (int r = 0; r < rows; r++)
-            for (int64_t k = from; k < to; k++) {
-                float dot = 0;
-                for (int64_t i = 0; i < D; i++) dot += q[r * D + i] * tile->keys[k * D + i];
-                scores[r * tile->stride + k] = dot;
-            }
+    if (!tile->opened) {
+        int64_t C = tile->call->block_tokens, values = tile->call->kv_heads * C * D;
+        while (from < to) {
+            int64_t block = from / C, end = (block + 1) * C < to ? (block + 1) * C : to;
+            const bf16 *key = keys_of(tile, block, D) + from % C * D;
+            for (; from + NEIGHBOURS <= end; from += NEIGHBOURS, key += NEIGHBOURS * D)
+                score_keys(q, key, values, scores + from, tile->stride, D, rows, NEIGHBOURS);
+            for (; from < end; from++, key += D) score_keys(q, key, values, scores + from, tile->stride, D, rows, 1);
+        }
         return;
     }
     int64_t low = from / PAIRS * PAIRS;
@@ -324,8 +409,52 @@ static inline __attribute__((always_inline)) void mix(const float *scores, const
         for (int v = 0; v < vectors; v++) store_floats(sum + r * sum_stride + low + v * PAIRS, own[r][v]);
 }
 
+/* The same for columns that are so many pairs of vectors, of values as they lie in the cache; fetches the next tile's keys. */
+static inline __attribute__((always_inline)) void mix_values(const float *scores, const Tile *tile, const float *shrink,
+                                                             float *sum, int64_t sum_stride, int64_t low, int64_t from,
+                                                             int64_t to, int64_t D, const int rows, const int pairs) {
+    int64_t C = tile->call->block_tokens, size = tile->call->kv_heads * C * D;
+    floats own[ROWS][2 * SPAN];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < 2 * pairs; v++) own[r][v] = shrink[r] * load_floats(sum + r * sum_stride + low + v * PAIRS);
+    while (from < to) {
+        int64_t block = from / C, end = (block + 1) * C < to ? (block + 1) * C : to, ahead = block + blocks_of_a_tile(C);
+        const bf16 *values = keys_of(tile, block, D) + size, *next = keys_of(tile, ahead < tile->left ? ahead : block, D);
+        for (int64_t i = from % C * D + low; from < end; from++, i += D)
+            for (int v = 0; v < pairs; v++) {
+                words w = load(values + i + v * NUMBERS);
+                if (v * NUMBERS % LINE == 0) __builtin_prefetch(next + i + v * NUMBERS);
+                for (int r = 0; r < rows; r++) {
+                    own[r][2 * v] += scores[r * tile->stride + from] * lower(w);
+                    own[r][2 * v + 1] += scores[r * tile->stride + from] * upper(w);
+                }
+            }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < 2 * pairs; v++) store_floats(sum + r * sum_stride + low + v * PAIRS, own[r][v]);
+}
+
+static inline float value_of(const Tile *tile, int64_t k, int64_t i, int64_t D) {
+    int64_t C = tile->call->block_tokens;
+    if (tile->opened) return tile->values[k * D + i];
+    return wide(keys_of(tile, k / C, D)[(tile->call->kv_heads * C + k % C) * D + i]);
+}
+
 /* Numbers of a row's sum, in whole vectors where D is: its weighted values, the highest score, the sum of the weights. */
 static inline int64_t sum_size(int64_t D) { return D + PAIRS; }
+
+/* The highest of x[from] to x[to - 1] and `top`, which takes no notice of NaN. */
+static inline float highest_of(const float *x, int64_t from, int64_t to, float top) {
+    floats most = top + (floats){0};
+    for (; from + PAIRS <= to; from += PAIRS) {
+        floats next = load_floats(x + from);
+        words higher = (words)(next > most);
+        most = (floats)(((words)next & higher) | ((words)most & ~higher));
+    }
+    for (int i = 0; i < PAIRS; i++) top = most[i] > top ? most[i] : top;
+    for (; from < to; from++) top = x[from] > top ? x[from] : top;
+    return top;
+}
 
 /* Takes a tile into the sums of so many rows; row r sees its keys [from[r], to[r]). A sum holds the weighted values,
  * the highest score so far, and the sum of the weights, all relative to that score. */
@@ -337,8 +466,8 @@ static inline __attribute__((always_inline)) void absorb(const float *q, const T
     for (int r = 1; r < rows; r++) lowest = from[r] < lowest ? from[r] : lowest, end = to[r] > end ? to[r] : end;
     score(q, tile, scores, lowest, end, D, rows);
     for (int r = 0; r < rows; r++) {
-        float *own = scores + r * tile->stride, *highest = sum + r * stride + D, top = *highest, added = 0;
-        for (int64_t k = from[r]; k < to[r]; k++) top = own[k] > top ? own[k] : top;
+        float *own = scores + r * tile->stride, *highest = sum + r * stride + D, added = 0;
+        float top = highest_of(own, from[r], to[r], *highest);
         shrink[r] = exp_negative(*highest - top); /* 1 where nothing has changed */
         for (int64_t k = from[r]; k < to[r]; k++) own[k] = exp_negative(own[k] - top);
         for (int64_t k = from[r]; k < to[r]; k++) added += own[k];
@@ -347,13 +476,20 @@ static inline __attribute__((always_inline)) void absorb(const float *q, const T
         highest[1] = highest[1] * shrink[r] + added;
         *highest = top;
     }
-    for (; low + VALUES * PAIRS <= D; low += VALUES * PAIRS)
-        mix(scores, tile, shrink, sum, stride, low, lowest, end, D, rows, VALUES);
-    for (; low + PAIRS <= D; low += PAIRS) mix(scores, tile, shrink, sum, stride, low, lowest, end, D, rows, 1);
+    if (tile->opened) {
+        for (; low + VALUES * PAIRS <= D; low += VALUES * PAIRS)
+            mix(scores, tile, shrink, sum, stride, low, lowest, end, D, rows, VALUES);
+        for (; low + PAIRS <= D; low += PAIRS) mix(scores, tile, shrink, sum, stride, low, lowest, end, D, rows, 1);
+    } else {
+        for (; low + SPAN * NUMBERS <= D; low += SPAN * NUMBERS)
+            mix_values(scores, tile, shrink, sum, stride, low, lowest, end, D, rows, SPAN);
+        for (; low + NUMBERS <= D; low += NUMBERS)
+            mix_values(scores, tile, shrink, sum, stride, low, lowest, end, D, rows, 1);
+    }
     for (; low < D; low++)
         for (int r = 0; r < rows; r++) {
             float own = sum[r * stride + low] * shrink[r];
-            for (int64_t k = lowest; k < end; k++) own += scores[r * tile->stride + k] * tile->values[k * D + low];
+            for (int64_t k = lowest; k < end; k++) own += scores[r * tile->stride + k] * value_of(tile, k, low, D);
             sum[r * stride + low] = own;
         }
 }
@@ -399,7 +535,8 @@ static inline __attribute__((always_inline)) void open_rows(const Attention *cal
     for (int64_t s = low; s < high; s++)
         for (int64_t r = 0; r < call->count[s] * group; r++, q += D, sum += sum_size(D)) {
             const bf16 *x = call->query + (call->first[s] + r / group) * call->query_stride + (head * group + r % group) * D;
-            for (int64_t i = 0; i < D; i++) q[i] = wide(x[i]) * call->scale, sum[i] = 0;
+            split(q, x, D);
+            for (int64_t i = 0; i < D; i++) q[i] *= call->scale, sum[i] = 0;
             sum[D] = -INFINITY;
             sum[D + 1] = 0;
         }
@@ -411,7 +548,13 @@ static inline __attribute__((always_inline)) void close_rows(const Attention *ca
     int64_t group = call->heads / call->kv_heads;
     for (int64_t r = 0; r < call->count[s] * group; r++, sum += sum_size(D)) {
         bf16 *o = call->out + ((call->first[s] + r / group) * call->heads + head * group + r % group) * D;
-        for (int64_t i = 0; i < D; i++) o[i] = narrow(sum[i] / sum[D + 1]);
+        int64_t i = 0;
+        for (; i + NUMBERS <= D; i += NUMBERS) {
+            floats low = load_floats(sum + i) / sum[D + 1], high = load_floats(sum + i + PAIRS) / sum[D + 1];
+            words w = rounded(high) | rounded(low) >> 16;
+            memcpy(o + i, &w, sizeof w);
+        }
+        for (; i < D; i++) o[i] = narrow(sum[i] / sum[D + 1]);
     }
 }
 
@@ -424,22 +567,24 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
     for (int64_t s = low; s < high; s++) rows += call->count[s] * group;
     int64_t *from = (int64_t *)scratch, *to = from + rows;
     float *keys = scratch + whole_vectors(4 * rows);
-    Tile tile = {keys, keys + stride * D, stride, 0};
+    Tile tile = {keys, keys + stride * D, stride, 0, call, NULL, 0, head};
     float *scores = tile.values + some * C * D, *queries = scores + ROWS * stride, *sums = queries + rows * D, *q = queries;
     if (stride > some * C) memset(keys, 0, (size_t)(stride * D) * sizeof *keys); /* vectors reach behind the last key */
     open_rows(call, low, high, head, queries, sums, D);
     if (window) shared = 0; /* where they begin to look differs */
-    tile.turned = rows > FEW;
+    tile.opened = rows > FEW;
     for (int64_t b = 0; b < shared; b += some) {
         int64_t blocks = shared - b < some ? shared - b : some;
         for (int64_t r = 0; r < rows; r++) from[r] = 0, to[r] = blocks * C;
-        open_tile(call, &tile, call->table + call->table_start[low] + b, blocks * C, head, D);
+        tile.table = call->table + call->table_start[low] + b;
+        tile.left = shared - b;
+        if (tile.opened) open_tile(&tile, blocks * C, D);
         OF_WIDTH(absorb_rows)(queries, &tile, from, to, scores, sums, D, rows);
     }
     for (int64_t s = low; s < high; s++) {
         int64_t position = call->position[s], count = call->count[s], own = count * group;
         int64_t oldest = window && position >= window ? position - window + 1 : 0, last = (position + count - 1) / C;
-        tile.turned = own > FEW;
+        tile.opened = own > FEW;
         for (int64_t b = oldest / C > shared ? oldest / C : shared; b <= last; b += some) {
             int64_t blocks = last - b + 1 < some ? last - b + 1 : some, begin = own, end = 0, seen = 0;
             for (int64_t r = 0; r < own; r++) {
@@ -449,7 +594,9 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
                 seen = to[r] > seen ? to[r] : seen;
                 if (from[r] < to[r]) begin = r < begin ? r : begin, end = r + 1; /* they follow on each other */
             }
-            open_tile(call, &tile, call->table + call->table_start[s] + b, seen, head, D);
+            tile.table = call->table + call->table_start[s] + b;
+            tile.left = last - b + 1;
+            if (tile.opened) open_tile(&tile, seen, D);
             if (begin < end)
                 OF_WIDTH(absorb_rows)
                 (q + begin * D, &tile, from + begin, to + begin, scores, sums + begin * sum_size(D), D, end - begin);
@@ -500,12 +647,6 @@ typedef struct {
     const float *weight;
     float *h;
 } Run;
-
-static inline float total(floats x) {
-    float sum = 0;
-    for (int i = 0; i < PAIRS; i++) sum += x[i];
-    return sum;
-}
 
 /* h[t][r] = weight * x[t] . a[r] for so many tokens and rows of width I; inlined for each pair of numbers. */
 static inline __attribute__((always_inline)) void project_block(const bf16 *x, const bf16 *a, int64_t I, float weight,

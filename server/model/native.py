@@ -1,8 +1,8 @@
 """Compiles and loads `kernels.c`, and calls it with tensors. Knows pointers and shapes; nothing of models or sequences.
 
 A C compiler is not required: without one, or on another processor or number format, torch does the same in more
-operations. The library is built once for each level of processor (five seconds) and named for what went into it, so
-that an image can bring the libraries along instead of a compiler.
+operations. The library is built once for each level of processor (six to eight seconds) and named for what went into
+it, so that an image can bring the libraries along instead of a compiler.
 """
 
 import ctypes

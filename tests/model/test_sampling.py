@@ -10,7 +10,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from server.model.sampling import SampleRow, Sampling, penalise, sample, sample_row, truncate
+from server.model.sampling import SampleRow, Sampling, highest, penalise, rows_of, sample, sample_row, truncate
 
 VOCABULARY = 300
 
@@ -64,6 +64,23 @@ def test_forbidden_tokens_are_never_chosen(logits_V: torch.Tensor) -> None:
     best = int(logits_V.argmax())
     assert sample(logits_V[None], [row(Sampling())]) == [best]
     assert sample(logits_V[None], [row(Sampling(), forbidden=(best,))]) == [int(logits_V.topk(2).indices[1])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1024, 768, 640, VOCABULARY])  # pieces of 512, 256, 128; none
+def test_the_highest_are_those_that_torch_finds(width: int, dtype: torch.dtype) -> None:
+    logits_BV = torch.randn(40, width, generator=torch.Generator().manual_seed(width)).to(dtype)
+    logits_BV[1] = 0  # all alike
+    logits_BV[2, [width // 2, width - 1]] = 9.0  # two alike, in two pieces
+    logits_BV[3] = -torch.inf
+    logits_BV[4, width - 2] = torch.nan
+    assert torch.equal(highest(logits_BV), logits_BV.argmax(dim=-1))
+
+
+def test_rows_are_copied_only_where_some_are_left_out() -> None:
+    logits_BV = torch.randn(3, 5)
+    assert rows_of(logits_BV, [0, 1, 2]) is logits_BV
+    assert torch.equal(rows_of(logits_BV, [2, 0]), logits_BV[[2, 0]])
 
 
 def test_a_seed_fixes_the_draws_whatever_the_batch(logits_V: torch.Tensor) -> None:
