@@ -37,8 +37,9 @@ from server.engine.runner import Runner
 from server.engine.scheduler import Segment, StepPlan
 from server.engine.scheduler import Sequence as Tokens
 from server.environment import describe_run
-from server.model.base import Base, load_base
+from server.model.base import Base, choose_device, load_base
 from server.model.decode_graphs import Recorder, recorder_for
+from server.model.native import Kernels, load_kernels
 from server.model.paged_kv import KVGeometry
 
 RESULTS = Path(__file__).parent / "results" / "decode_step"
@@ -77,10 +78,19 @@ class Memory:
 class Bench:
     """One model on the device, and as many experts as the largest step has rows."""
 
-    def __init__(self, base: Base, *, num_rows: int, context: int, rank: int, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        base: Base,
+        *,
+        num_rows: int,
+        context: int,
+        rank: int,
+        kernels: Kernels | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._context = context
         self._num_tokens = base.num_tokens
-        self._weight_bytes = sum(parameter.nbytes for parameter in base.model.parameters())
+        self._weight_bytes = sum(parameter.nbytes for parameter in base.model.parameters())  # before it is taken over
         self._num_rows = num_rows
         token_bytes = _geometry(base.model.config).bytes_per_token(base.dtype)
         self._kv_bytes = token_bytes * context
@@ -95,6 +105,7 @@ class Bench:
                 block_tokens=_BLOCK_TOKENS,
                 num_slots=num_rows * self._slots,
                 slot_rank=_SLOT_RANK,
+                kernels=kernels,
                 recorder=recorder,
             )
             catalog = ExpertStore.open(Path(folder)).catalog
@@ -165,9 +176,12 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS) -> 
 def _measure(given: argparse.Namespace, console: Console) -> tuple[list[Measured], Memory, float]:
     most = max(given.rows)
 
+    kernels = load_kernels(given.cache) if choose_device(given.device).type == "cpu" else None
+
     def new_bench(recorder: Recorder | None = None) -> Bench:
-        base = load_base(given.base, device=given.device, cache=given.cache)
-        return Bench(base, num_rows=most, context=given.context, rank=given.rank, recorder=recorder)
+        base = load_base(given.base, device=given.device, cache=given.cache, kernels=kernels)
+        shape = {"num_rows": most, "context": given.context, "rank": given.rank}
+        return Bench(base, **shape, kernels=kernels, recorder=recorder)
 
     launched = new_bench()
     before = taken(launched.device)

@@ -28,12 +28,14 @@ from server.model.logits import Logits, Wanted
 from server.model.lora import Arena, LoraArenas, NewArena
 from server.model.lora_plan import LoraPlan
 from server.model.native import Kernels
-from server.model.products import PlainProduct, Product, product_of
+from server.model.native_layers import NativeLayer, NativeLayers
+from server.model.products import PanelProduct, PlainProduct, Product, product_of
 from server.model.states import StateSums
 
 # Legend: T tokens in the step, N of them with logits that are wanted (W and C, see `logits`), D head width, F width of
 # the MLP, V vocabulary.
 
+_SITES = 4  # products of a layer
 _FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
 
@@ -112,6 +114,7 @@ class FusedDecoder:
         for index, layer in enumerate(body.layers):
             self._layers.append(self._layer(f"model.layers.{index}", layer, new_arena))
         self.arenas = LoraArenas(self._arenas, kernels)
+        self._native = _native_layers(self._layers, kernels, self._num_heads)
 
     def _layer(self, path: str, layer: Any, new_arena: NewArena) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -147,15 +150,10 @@ class FusedDecoder:
         """The wanted logits. `states` is told what enters each layer."""
         hidden_TI = F.embedding(tokens_T, self._embedding)
         rotation = self._rotation(hidden_TI, positions_T)
-        delta_TI: Tensor | None = None
-        for index, layer in enumerate(self._layers):
-            hidden_TI, x_TI = self._add_norm(hidden_TI, delta_TI, layer.input_norm)
-            if states is not None:
-                states.add(hidden_TI)
-            attended = self._attend(index, layer, layer.qkv(x_TI, lora), rotation, attention)
-            hidden_TI, x_TI = self._add_norm(hidden_TI, layer.out(attended, lora), layer.mlp_norm)
-            delta_TI = layer.down(self._swiglu(layer.gate_up(x_TI, lora)), lora)
-        assert delta_TI is not None, "a decoder has layers. This is a bug."
+        if self._native is not None and states is None:
+            delta_TI = self._native.run(hidden_TI, rotation, attention, lora)
+        else:
+            hidden_TI, delta_TI = self._layer_by_layer(hidden_TI, rotation, attention, lora, states)
         places = torch.cat((wanted.all_W, wanted.choosing_C))
         if not len(places):
             return Logits(hidden_TI.new_empty(0, 0), torch.empty(0, 2))
@@ -165,6 +163,26 @@ class FusedDecoder:
             self._head(all_WI) if len(all_WI) else hidden_TI.new_empty(0, 0),
             self._logits_between(choosing_CI, wanted.between_C2),
         )
+
+    def _layer_by_layer(
+        self,
+        hidden_TI: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        attention: AttentionPlan,
+        lora: LoraPlan | None,
+        states: StateSums | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What comes out of all layers as a sum of two. `NativeLayers` must equal it, bit for bit."""
+        delta_TI: Tensor | None = None
+        for index, layer in enumerate(self._layers):
+            hidden_TI, x_TI = self._add_norm(hidden_TI, delta_TI, layer.input_norm)
+            if states is not None:
+                states.add(hidden_TI)
+            attended = self._attend(index, layer, layer.qkv(x_TI, lora), rotation, attention)
+            hidden_TI, x_TI = self._add_norm(hidden_TI, layer.out(attended, lora), layer.mlp_norm)
+            delta_TI = layer.down(self._swiglu(layer.gate_up(x_TI, lora)), lora)
+        assert delta_TI is not None, "a decoder has layers. This is a bug."
+        return hidden_TI, delta_TI
 
     def _logits_between(self, x_CI: Tensor, between_C2: Tensor) -> Tensor:
         """[C, 2] fp32: two columns of the output layer for each token."""
@@ -218,6 +236,24 @@ class FusedDecoder:
         kv = torch.cat((rotated[:, num_queries:], qkv[:, num_rotated:]), dim=1)
         output = attention.attend(index, rotated[:, :num_queries], kv, scale=layer.scale, window=layer.window)
         return output.flatten(1)
+
+
+def _native_layers(layers: Sequence[_Layer], kernels: Kernels | None, num_heads: int) -> NativeLayers | None:
+    """All of them in one call, where the kernels make their products and nothing else lies between."""
+    if kernels is None or any(layer.head_norms is not None for layer in layers):
+        return None
+    found = []
+    for layer in layers:
+        sites = [
+            (site.product, site.arena)
+            for site in (layer.qkv, layer.out, layer.gate_up, layer.down)
+            if isinstance(site.product, PanelProduct)
+        ]
+        found.append(NativeLayer(layer.input_norm.weight, layer.mlp_norm.weight, layer.window, sites))
+    if any(len(layer.sites) < _SITES for layer in found):
+        return None
+    first = layers[0]
+    return NativeLayers(found, kernels, num_heads=num_heads, scale=first.scale, epsilon=first.input_norm.epsilon)
 
 
 def _head_norms(attention: Any) -> tuple[_Norm, _Norm] | None:

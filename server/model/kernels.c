@@ -854,3 +854,70 @@ void fill_slots(const Linear *linear, const float *factor, int64_t num, const ch
         }
     }
 }
+
+/* A product and the experts' terms beside it, as `multiply` and `add_terms` take them. */
+typedef struct {
+    const bf16 *weight, *bias;
+    int64_t I, O;
+    const bf16 *a, *const *b;
+    const int64_t *edge;
+    int64_t parts, rank;
+} Site;
+
+typedef struct {
+    const bf16 *input_norm, *mlp_norm;
+    int64_t window;
+    Site qkv, out, gate_up, down;
+} Layer;
+
+/* What the layers of one step share, each part as the function that it is for takes it, and room for what lies between
+ * them. `cache` and `weight` have a pointer for each layer, `used` whether a layer's sites have terms of the step's
+ * experts. */
+typedef struct {
+    int64_t tokens, width, heads, kv_heads, D, block_tokens;
+    bf16 *hidden, *delta, *normed, *qkv, *attended, *gate_up, *active;
+    float *room;
+    const float *cos, *sin;
+    const int64_t *place;
+    bf16 *const *cache;
+    const int64_t *copies;
+    int64_t num_copies;
+    const int64_t *first, *count, *position, *table_start, *table, *family;
+    int64_t families;
+    float *scratch;
+    int64_t scratch_size, threads;
+    const int64_t *runs, *slots;
+    int64_t num_runs;
+    const float *const *weight;
+    const uint8_t (*used)[4];
+    float *h;
+    float scale, epsilon;
+} Step;
+
+static void apply(const Site *site, const bf16 *x, bf16 *y, const Step *step, int64_t layer, int index) {
+    multiply(x, site->weight, site->bias, y, step->tokens, site->I, site->O, step->room);
+    if (step->num_runs && step->used[layer][index])
+        add_terms(y, site->O, x, site->I, site->a, site->b, site->edge, step->runs, step->slots, step->weight[layer],
+                  step->num_runs, site->parts, site->rank, step->h);
+}
+
+/* All layers, one after the other; the sum of `hidden` and `delta` is what comes out. */
+void run_layers(const Layer *layers, int64_t num, const Step *step) {
+    int64_t T = step->tokens, heads = step->heads, kv_heads = step->kv_heads, D = step->D, C = step->block_tokens;
+    for (int64_t l = 0; l < num; l++) {
+        const Layer *layer = layers + l;
+        add_norm(step->hidden, l ? step->delta : NULL, layer->input_norm, step->normed, T, step->width, step->epsilon);
+        apply(&layer->qkv, step->normed, step->qkv, step, l, 0);
+        rotate_and_store(step->qkv, step->cos, step->sin, step->cache[l], step->place, T, heads + 2 * kv_heads,
+                         heads + kv_heads, kv_heads, D, C);
+        if (step->num_copies) copy_tokens(step->cache[l], step->copies, step->num_copies, 2 * kv_heads, C, D);
+        attend(step->qkv, (heads + 2 * kv_heads) * D, step->cache[l], step->attended, step->first, step->count,
+               step->position, step->table_start, step->table, step->family, step->families, heads, kv_heads, D, C,
+               step->scale, layer->window, step->scratch, step->scratch_size, step->threads);
+        apply(&layer->out, step->attended, step->delta, step, l, 1);
+        add_norm(step->hidden, step->delta, layer->mlp_norm, step->normed, T, step->width, step->epsilon);
+        apply(&layer->gate_up, step->normed, step->gate_up, step, l, 2);
+        swiglu(step->gate_up, step->active, T, layer->gate_up.O / 2);
+        apply(&layer->down, step->active, step->delta, step, l, 3);
+    }
+}

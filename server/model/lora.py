@@ -105,9 +105,25 @@ class Arena:
     def slot_bytes(self) -> int:
         return sum(tensor[0].nbytes for tensor in (self.a, *self.b))
 
+    @property
+    def row(self) -> tuple[int, ...]:
+        """The end of a `Site` in `kernels.c`."""
+        assert self._native_b is not None, "asked of an arena without kernels. This is a bug."
+        pointers = (self.a.data_ptr(), self._native_b.pointers.data_ptr(), self._native_b.edges.data_ptr())
+        return *pointers, len(self.b), self._rank
+
+    @property
+    def num_terms(self) -> int:
+        """Of one slot, for all linears side by side."""
+        return len(self.b) * self._rank
+
+    def used_by(self, plan: LoraPlan) -> bool:
+        """False where no expert of the step targets these linears."""
+        return plan.present is None or not self._users.isdisjoint(plan.present)
+
     def add(self, y_TO: Tensor, x_TI: Tensor, plan: LoraPlan | None) -> None:
         """y += x A^T B for every token and its expert, in place; y holds the linears' outputs side by side."""
-        if plan is None or (plan.present is not None and self._users.isdisjoint(plan.present)):
+        if plan is None or not self.used_by(plan):
             return
         if plan.dense is not None:
             self._add_dense(y_TO, x_TI, plan.dense)

@@ -1,7 +1,7 @@
 """Compiles and loads `kernels.c`, and calls it with tensors. Knows pointers and shapes; nothing of models or sequences.
 
 A C compiler is not required: without one, or on another processor or number format, torch does the same in more
-operations. The library is built once for each level of processor (six to eight seconds) and named for what went into
+operations. The library is built once for each level of processor (six to ten seconds) and named for what went into
 it, so that an image can bring the libraries along instead of a compiler.
 """
 
@@ -46,6 +46,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "attend_scratch": [_INTEGER] * 3,
     "add_terms": [_POINTER, _INTEGER, _POINTER, _INTEGER] + [_POINTER] * 6 + [_INTEGER] * 3 + [_POINTER],
     "fill_slots": [_POINTER] * 2 + [_INTEGER, _POINTER] + [_INTEGER] * 3,
+    "run_layers": [_POINTER, _INTEGER, _POINTER],
 }
 _RESULTS = {"panel_width": _INTEGER, "attend_scratch": _INTEGER}  # the others return nothing
 
@@ -108,7 +109,8 @@ class Kernels:
     """The functions of `kernels.c`; see there for what each computes. All tensors are bf16 unless said otherwise.
 
     In a decode step they are short, so the interpreter is kept while they run: giving it up and fighting for it takes
-    longer. In a prefill attention is not, and others may have it; products always give it up, as torch's do.
+    longer. In a prefill attention is not, and others may have it; products always give it up, as torch's do, and so do
+    all layers in one call.
     """
 
     def __init__(self, library: Path) -> None:
@@ -164,6 +166,11 @@ class Kernels:
         (source, target, n) of `copies`, int64."""
         self._library.copy_tokens(cache.data_ptr(), copies.data_ptr(), len(copies), *cache.shape[1:])
 
+    def attend_scratch(self, spans: "NativeSpans", group: int, width: int, block_tokens: int) -> int:
+        """How many fp32 numbers `attend` needs for each thread, where so many query heads share a head of keys."""
+        size: int = self._library.attend_scratch(spans.most_queries * group, width, block_tokens)
+        return size
+
     def attend(
         self,
         query_THD: Tensor,
@@ -176,8 +183,7 @@ class Kernels:
         """Attention of the spans to their sequences; only the query's tokens need not lie one behind the other."""
         num_heads, width = query_THD.shape[1:]
         num_kv_heads, block_tokens = cache.shape[1] // 2, cache.shape[2]
-        rows = spans.most_queries * num_heads // num_kv_heads
-        size = self._library.attend_scratch(rows, width, block_tokens)
+        size = self.attend_scratch(spans, num_heads // num_kv_heads, width, block_tokens)
         threads = torch.get_num_threads()
         scratch = torch.empty(threads * size, dtype=torch.float32)
         library = self._releasing if query_THD.shape[0] > _LONG_QUERIES else self._library
@@ -225,6 +231,10 @@ class Kernels:
             h.data_ptr(),
         )
 
+    def run_layers(self, layers: Tensor, step: "NativeStep") -> None:
+        """All layers of a decoder, a row of `layers` as `Layer` in `kernels.c` for each."""
+        self._releasing.run_layers(layers.data_ptr(), len(layers), ctypes.addressof(step))
+
     def fill_slots(self, fill: "NativeFill", expert: Tensor | None, slots: range) -> None:
         """Puts the terms that lie in `expert`, bytes, into adjacent slots; None where there are none to put."""
         self._releasing.fill_slots(
@@ -236,6 +246,35 @@ class Kernels:
             slots.start,
             len(slots),
         )
+
+
+class NativeStep(ctypes.Structure):
+    """`Step` in `kernels.c`, field by field. Keeps the tensors that it points to."""
+
+    _fields_ = (
+        *((name, _INTEGER) for name in ("tokens", "width", "heads", "kv_heads", "D", "block_tokens")),
+        *((name, _POINTER) for name in ("hidden", "delta", "normed", "qkv", "attended", "gate_up", "active", "room")),
+        *((name, _POINTER) for name in ("cos", "sin", "place", "cache", "copies")),
+        ("num_copies", _INTEGER),
+        *((name, _POINTER) for name in ("first", "count", "position", "table_start", "table", "family")),
+        ("families", _INTEGER),
+        ("scratch", _POINTER),
+        *((name, _INTEGER) for name in ("scratch_size", "threads")),
+        *((name, _POINTER) for name in ("runs", "slots")),
+        ("num_runs", _INTEGER),
+        *((name, _POINTER) for name in ("weight", "used", "h")),
+        *((name, _FLOAT) for name in ("scale", "epsilon")),
+    )
+
+    def __init__(self, **values: float) -> None:
+        super().__init__(**values)
+        self._lent: list[Tensor] = []
+
+    def lend(self, name: str, tensor: Tensor) -> None:
+        """Lets the field point to a tensor's numbers, which lie one behind the other."""
+        assert tensor.is_contiguous(), f"{name} has gaps. This is a bug."
+        self._lent.append(tensor)
+        setattr(self, name, tensor.data_ptr())
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -261,7 +300,7 @@ class NativeSpans:
         starts = [0]
         for table in tables:
             starts.append(starts[-1] + len(table))
-        self._tensors = [
+        self.tensors = [
             torch.tensor(numbers)
             for numbers in (
                 first,
@@ -272,7 +311,7 @@ class NativeSpans:
                 [number for pair in zip(ends, [*shared, 0], strict=True) for number in pair],
             )
         ]
-        self.pointers = tuple(tensor.data_ptr() for tensor in self._tensors)
+        self.pointers = tuple(tensor.data_ptr() for tensor in self.tensors)
         self.num_families = len(families)
         self.most_queries: int = max(sum(count[a:b]) for a, b in pairwise(ends))
 

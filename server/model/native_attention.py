@@ -23,14 +23,14 @@ class NativeGroup:
         self._kernels = kernels
         pieces = [piece for segment in segments for piece in _pieces(segment)]
         families = list(families_of(pieces, kv, torch.get_num_threads()))
-        self._spans = NativeSpans(
+        self.spans = NativeSpans(
             [(s.first_token, s.num_queries, s.position, s.blocks) for family, _ in families for s in family],
             [(len(family), num_shared) for family, num_shared in families],
         )
 
     def attend(self, call: Call, output_THD: Tensor) -> None:
         assert call.softcap is None, "no model of the fused family caps its scores. This is a bug."
-        self._kernels.attend(call.query_THD, call.kv, output_THD, self._spans, call.scale, call.window)
+        self._kernels.attend(call.query_THD, call.kv, output_THD, self.spans, call.scale, call.window)
 
 
 def _pieces(span: SegmentSpan) -> list[SegmentSpan]:
@@ -79,7 +79,7 @@ class NativeCopies:
 
     def __init__(self, copies: Sequence[tuple[int, int, int]], kernels: Kernels) -> None:
         self._kernels = kernels
-        self._copies = torch.tensor(copies)
+        self.table = torch.tensor(copies)
 
     def make(self, cache: Tensor) -> None:
-        self._kernels.copy_tokens(cache, self._copies)
+        self._kernels.copy_tokens(cache, self.table)

@@ -89,10 +89,16 @@ class PanelProduct:
         self._kernels = kernels
         self._panels = kernels.panels(weight_OI)
         self._bias_O = bias_O
-        self._width, self._depth = weight_OI.shape
+        self.width, self.depth = weight_OI.shape
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        return self._kernels.multiply(x_TI, self._panels, self._bias_O, self._width)
+        return self._kernels.multiply(x_TI, self._panels, self._bias_O, self.width)
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """The beginning of a `Site` in `kernels.c`."""
+        bias = 0 if self._bias_O is None else self._bias_O.data_ptr()
+        return self._panels.data_ptr(), bias, self.depth, self.width
 
     def dense(self) -> Tensor:
-        return self._panels.transpose(1, 2).reshape(-1, self._depth)[: self._width]
+        return self._panels.transpose(1, 2).reshape(-1, self.depth)[: self.width]

@@ -1,5 +1,6 @@
 """The fused decoder against transformers' own modules, with experts in the batch."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from server.model.fused import FusedDecoder, fusible
 from server.model.generic import GenericDecoder
 from server.model.logits import Logits, Wanted
 from server.model.lora import arena_maker
-from server.model.lora_plan import Slots, plan_lora
+from server.model.lora_plan import Blend, Slots, plan_lora
 from server.model.native import Kernels
 from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
+from server.model.states import StateSums
 from tests.support import tiny
 from tests.support.weights import in_one_piece
 
@@ -46,7 +48,16 @@ def logits(base: Base, *, fused: bool, kernels: Kernels | None = None) -> torch.
     return run(base, fused=fused, kernels=kernels).all_WV.float()
 
 
-def run(base: Base, *, fused: bool, kernels: Kernels | None = None, wanted: Wanted = WANTED) -> Logits:
+def run(
+    base: Base,
+    *,
+    fused: bool,
+    kernels: Kernels | None = None,
+    wanted: Wanted = WANTED,
+    slots_T: Sequence[Slots | Blend | None] = SLOTS_T,
+    copies: Sequence[tuple[int, int, int]] = (),
+    states: StateSums | None = None,
+) -> Logits:
     like = next(base.model.parameters())
     new_arena = arena_maker(base.spec.linears, num_slots=NUM_SLOTS, slot_rank=SLOT_RANK, like=like, kernels=kernels)
     decoder = (
@@ -72,9 +83,10 @@ def run(base: Base, *, fused: bool, kernels: Kernels | None = None, wanted: Want
         return decoder.forward(
             torch.randint(0, 400, (num_tokens,), generator=generator),
             torch.tensor(positions),
-            plan_attention(SPANS, kv, kernels),
-            plan_lora(SLOTS_T, device=CPU, native=kernels is not None),
+            plan_attention(SPANS, kv, kernels, copies=copies),
+            plan_lora(slots_T, device=CPU, native=kernels is not None),
             wanted,
+            states,
         )
 
 
@@ -109,6 +121,40 @@ def test_kernels_equal_transformers(
 
     assert error(in_kernels) < 5e-2
     assert error(in_kernels) < 1.2 * error(in_torch)  # fewer roundings, so hardly ever worse
+
+
+@pytest.mark.parametrize("copies", [[], [(3, 0, 9), (7, 8, 16)]])
+@pytest.mark.parametrize("experts", ["none", "one each", "blended"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])  # Qwen3 norms heads, so its layers go one by one
+def test_all_layers_in_one_call_are_the_loop_bit_for_bit(
+    family: str,
+    experts: str,
+    copies: list[tuple[int, int, int]],
+    kernels: Kernels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "multiplies_bf16", lambda _: False)
+    calls: list[int] = []
+    run_layers = Kernels.run_layers
+    monkeypatch.setattr(Kernels, "run_layers", lambda self, *given: (calls.append(1), run_layers(self, *given)))
+    folder = tiny.write_base(tmp_path / "base", family)
+    layers = load_base(str(folder), dtype="bf16", device="cpu", cache=tmp_path).model.config.num_hidden_layers
+    blend = Blend((EXPERTS[0][0], EXPERTS[1][0]), torch.rand(layers, 2, generator=torch.Generator().manual_seed(1)))
+    slots_T: list[Slots | Blend | None] = {
+        "none": [None] * len(SLOTS_T),
+        "one each": list(SLOTS_T),
+        "blended": [blend, *SLOTS_T[1:-1], blend],
+    }[experts]
+
+    def logits_of(states: StateSums | None) -> Logits:
+        fresh = load_base(str(folder), dtype="bf16", device="cpu", cache=tmp_path)
+        return run(fresh, fused=True, kernels=kernels, slots_T=slots_T, copies=copies, states=states)
+
+    at_once, one_by_one = logits_of(None), logits_of(StateSums([(0, 1)]))  # states are looked at between layers
+    assert len(calls) == 1
+    assert torch.equal(at_once.all_WV, one_by_one.all_WV)
+    assert torch.equal(at_once.between_C2, one_by_one.between_C2)
 
 
 @pytest.mark.parametrize("fused", [False, True])
