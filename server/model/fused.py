@@ -35,7 +35,6 @@ from server.model.states import StateSums
 # Legend: T tokens in the step, N of them with logits that are wanted (W and C, see `logits`), D head width, F width of
 # the MLP, V vocabulary.
 
-_SITES = 4  # products of a layer
 _FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
 
@@ -88,6 +87,10 @@ class _Layer:
     down: _Site
     scale: float
     window: int | None
+
+    @property
+    def sites(self) -> tuple[_Site, ...]:
+        return self.qkv, self.out, self.gate_up, self.down
 
 
 class FusedDecoder:
@@ -239,21 +242,20 @@ class FusedDecoder:
 
 
 def _native_layers(layers: Sequence[_Layer], kernels: Kernels | None, num_heads: int) -> NativeLayers | None:
-    """All of them in one call, where the kernels make their products and nothing else lies between."""
-    if kernels is None or any(layer.head_norms is not None for layer in layers):
+    """All of them in one call, where the kernels make their products, nothing else lies between, and they are alike."""
+    alike = {(layer.scale, norm.epsilon) for layer in layers for norm in (layer.input_norm, layer.mlp_norm)}
+    if kernels is None or len(alike) > 1 or any(layer.head_norms is not None for layer in layers):
         return None
     found = []
     for layer in layers:
-        sites = [
-            (site.product, site.arena)
-            for site in (layer.qkv, layer.out, layer.gate_up, layer.down)
-            if isinstance(site.product, PanelProduct)
-        ]
+        products = [site.product for site in layer.sites]
+        own = [product for product in products if isinstance(product, PanelProduct)]
+        if len(own) < len(products):
+            return None
+        sites = list(zip(own, (site.arena for site in layer.sites), strict=True))
         found.append(NativeLayer(layer.input_norm.weight, layer.mlp_norm.weight, layer.window, sites))
-    if any(len(layer.sites) < _SITES for layer in found):
-        return None
-    first = layers[0]
-    return NativeLayers(found, kernels, num_heads=num_heads, scale=first.scale, epsilon=first.input_norm.epsilon)
+    ((scale, epsilon),) = alike
+    return NativeLayers(found, kernels, num_heads=num_heads, scale=scale, epsilon=epsilon)
 
 
 def _head_norms(attention: Any) -> tuple[_Norm, _Norm] | None:

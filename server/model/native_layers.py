@@ -34,12 +34,10 @@ class NativeLayer:
     @property
     def row(self) -> list[int]:
         """As `Layer` in `kernels.c`."""
-        norms = [self.input_norm.data_ptr(), self.mlp_norm.data_ptr()]
-        return [
-            *norms,
-            self.window or 0,
-            *(number for product, arena in self.sites for number in product.row + arena.row),
-        ]
+        row = [self.input_norm.data_ptr(), self.mlp_norm.data_ptr(), self.window or 0]
+        for product, arena in self.sites:
+            row += product.row + arena.row
+        return row
 
 
 class NativeLayers:
