@@ -13,14 +13,19 @@ from expert_store import ExpertStore
 from .samples import publish
 
 
+def environment() -> dict[str, str]:
+    """One in which another process finds the store's package, and whatever this one finds by its path."""
+    folders = [str(Path(expert_store.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
 def start_publisher(root: Path, name: str, count: int) -> subprocess.Popen[str]:
     script = Path(__file__).with_name("publisher.py")
-    source = Path(expert_store.__file__).parent.parent
     return subprocess.Popen(
         [sys.executable, str(script), str(root), name, str(count)],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(source)},
+        env=environment(),
     )
 
 
@@ -74,10 +79,7 @@ def test_files_kept_by_a_killed_process_are_swept(tmp_path: Path) -> None:
     )
     store = ExpertStore.open(tmp_path)
     folder = publish(store, "sql", activate=False).folder
-    source = Path(expert_store.__file__).parent.parent
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(source)}, check=False
-    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment(), check=False)
     assert folder.is_dir()
     assert [problem.path for problem in store.verify()] == [folder]
     assert ExpertStore.open(tmp_path).verify() == []
