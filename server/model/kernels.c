@@ -120,13 +120,14 @@ void copy_tokens(bf16 *cache, const int64_t *copies, int64_t num, int64_t heads,
 
 /* Vectors of as many numbers as a register holds. A pair of bf16 numbers is one 32-bit word; splitting words into their
  * lower and upper numbers is cheaper than widening numbers in order, and sums do not care.
- * KEYS, VALUES: vectors of turned keys that are scored and of values that are mixed at once, as many as registers hold. */
+ * KEYS, VALUES: vectors of turned keys that are scored and of values that are mixed at once, as many as registers hold.
+ * ZIPPED: which words of two vectors make the one that has theirs in turn, from word i on. */
 #ifdef __AVX512F__
 enum { VECTOR_BYTES = 64, KEYS = 4, VALUES = 4 };
 #define ZIPPED(i) ZIPPED_4(i), ZIPPED_4(i + 4)
 #else
-#define ZIPPED(i) ZIPPED_4(i)
 enum { VECTOR_BYTES = 32, KEYS = 2, VALUES = 2 };
+#define ZIPPED(i) ZIPPED_4(i)
 #endif
 enum { PAIRS = VECTOR_BYTES / 4, NUMBERS = 2 * PAIRS, TOKENS = 4, ROWS = 4, SPAN = 2 };
 #define ZIPPED_4(i) i, PAIRS + i, i + 1, PAIRS + i + 1, i + 2, PAIRS + i + 2, i + 3, PAIRS + i + 3

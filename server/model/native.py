@@ -285,7 +285,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 class NativeSpans:
-    """Where segments lie, as `attend` reads it.
+    """Where segments lie, as `attend` reads it: its arrays by name, in its order.
 
     Each is (first token, number of queries, position, blocks). `families` are (number of segments, number of blocks
     they begin with in common), in order.
@@ -300,18 +300,16 @@ class NativeSpans:
         starts = [0]
         for table in tables:
             starts.append(starts[-1] + len(table))
-        self.tensors = [
-            torch.tensor(numbers)
-            for numbers in (
-                first,
-                count,
-                position,
-                starts,
-                [b for table in tables for b in table],
-                [number for pair in zip(ends, [*shared, 0], strict=True) for number in pair],
-            )
-        ]
-        self.pointers = tuple(tensor.data_ptr() for tensor in self.tensors)
+        numbers = {
+            "first": first,
+            "count": count,
+            "position": position,
+            "table_start": starts,
+            "table": [b for table in tables for b in table],
+            "family": [number for pair in zip(ends, [*shared, 0], strict=True) for number in pair],
+        }
+        self.tensors = {name: torch.tensor(of_name) for name, of_name in numbers.items()}
+        self.pointers = tuple(tensor.data_ptr() for tensor in self.tensors.values())  # asked for in every layer
         self.num_families = len(families)
         self.most_queries: int = max(sum(count[a:b]) for a, b in pairwise(ends))
 

@@ -85,12 +85,10 @@ class NativeLayers:
         spans, caches = group.spans, attention.kv.layers
         _, both, step.block_tokens, step.D = caches[0].shape
         step.heads, step.kv_heads, step.families = self._num_heads, both // 2, spans.num_families
-        step.lend("cache", torch.tensor([cache.data_ptr() for cache in caches]))
+        step.lend("cache", attention.kv.pointers)
         step.lend("place", attention.place_T)
         step.lend("attended", caches[0].new_empty(step.tokens, step.heads, step.D))
-        for name, numbers in zip(
-            ("first", "count", "position", "table_start", "table", "family"), spans.tensors, strict=True
-        ):
+        for name, numbers in spans.tensors.items():
             step.lend(name, numbers)
         if attention.copies is not None:
             assert isinstance(attention.copies, NativeCopies), "planned without kernels. This is a bug."

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,6 +45,11 @@ class PagedKV:
         self.num_kv_heads = geometry.num_kv_heads
         shape = (num_blocks, 2 * geometry.num_kv_heads, block_tokens, geometry.head_width)
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
+
+    @cached_property
+    def pointers(self) -> Tensor:
+        """Where each layer lies in memory, which never changes."""
+        return torch.tensor([layer.data_ptr() for layer in self.layers])
 
     @property
     def device(self) -> torch.device:
