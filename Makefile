@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that `make test` runs its tests in: each holds a model, some start servers (1 to 2 GB a process).
+JOBS ?= 2
 STAMP := $(VENV)/.installed
 # Only `make serve HOST=... PORT=...` itself: the environment's HOST is often the machine's name, and RELAY_* are settings.
 given = $(if $(filter command,$(origin $(2))),$(1) $($(2)))
@@ -22,7 +24,7 @@ serve: install
 	$(BIN)/relay serve $(call given,--host,HOST) $(call given,--port,PORT)
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(JOBS) --dist worksteal
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from server.model.native import LEVELS, Kernels, applies_to, build, load_kernels
+from tests.model.conftest import built
 
 ROWS = [1, 3, 70]
 
@@ -91,31 +92,31 @@ def test_they_are_for_bf16_on_a_processor() -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-def test_they_are_compiled_once(tmp_path: Path) -> None:
-    assert load_kernels(tmp_path) is not None
-    (library,) = (tmp_path / "kernels").iterdir()
+def test_they_are_compiled_once(kernels_folder: Path) -> None:
+    library = build(kernels_folder, LEVELS[torch.backends.cpu.get_cpu_capability()])
     made = library.stat().st_mtime_ns
-    assert load_kernels(tmp_path) is not None
+    assert load_kernels(kernels_folder) is not None
     assert library.stat().st_mtime_ns == made
 
 
 @pytest.mark.usefixtures("kernels")
-def test_a_library_that_was_cut_short_is_built_anew(tmp_path: Path) -> None:
-    library = build(tmp_path, LEVELS[torch.backends.cpu.get_cpu_capability()])
-    whole = library.stat().st_size
+def test_a_library_that_was_cut_short_is_built_anew(kernels_folder: Path, tmp_path: Path) -> None:
+    whole = build(kernels_folder, LEVELS[torch.backends.cpu.get_cpu_capability()])
+    library = tmp_path / whole.relative_to(kernels_folder)
+    library.parent.mkdir()
     library.write_bytes(b"\x7fELF")
     assert load_kernels(tmp_path) is not None
-    assert library.stat().st_size == whole
+    assert library.stat().st_size == whole.stat().st_size
 
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("level", LEVELS.values())
 def test_every_level_compiles_and_then_needs_no_compiler(
-    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    level: str, kernels_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = build(tmp_path, level)
+    library = built(kernels_folder, level)
     monkeypatch.setenv("CC", "/bin/false")
-    assert build(tmp_path, level) == library
+    assert build(kernels_folder, level) == library
 
 
 @pytest.mark.parametrize("compiler", ["/bin/false", "/nowhere/cc"])

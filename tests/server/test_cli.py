@@ -178,7 +178,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def relay(*arguments: str) -> tuple[int, str]:
     """Exit status and everything printed, as one line."""
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "TERM": "dumb"})
+    result = CliRunner().invoke(app, arguments, env={"TERM": "dumb"})
     return result.exit_code, re.sub(r"\s+", " ", result.output)
 
 
