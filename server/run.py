@@ -22,6 +22,9 @@ from server.settings import Settings
 log = structlog.get_logger()
 
 SHUTDOWN_SECONDS = 30
+# Longer than clients and proxies keep connections that nothing is sent on (httpx 5 s, aiohttp 15, nginx 60), so that it
+# is they who close: a request on its way to a connection that the server closes just then is lost.
+KEEP_ALIVE_SECONDS = 75
 
 
 class StartupFailed(RelayError):
@@ -46,6 +49,7 @@ def run_server(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     server = _Server(config, app)

@@ -2,8 +2,11 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,18 @@ def collect(server: RelayServer, body: dict[str, Any], started: threading.Event 
     assert events[0] == "routing"
     assert events[-1] == "done", events[-1]
     return text
+
+
+def test_a_connection_can_be_used_again_after_a_while(server: RelayServer) -> None:
+    """Clients that keep it for five seconds, as httpx does, would otherwise lose requests sent as the server closes."""
+    with closing(HTTPConnection(server.url.removeprefix("http://"))) as connection:
+        for pause in (6.0, 0.0):
+            connection.request("GET", "/livez")
+            assert connection.getresponse().read()
+            kept = connection.sock
+            assert kept is not None, "the server closed the connection behind its answer"
+            time.sleep(pause)
+        assert connection.sock is kept
 
 
 def test_registering_under_load_disturbs_no_stream_and_the_next_request_is_routed_there(
