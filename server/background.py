@@ -44,7 +44,8 @@ def _step_back() -> None:
         thread = threading.get_native_id()
         with suppress(OSError):  # a courtesy: without it everything is done as well
             os.setpriority(os.PRIO_PROCESS, thread, max(os.getpriority(os.PRIO_PROCESS, thread), _NICENESS))
-    breathe_by(_Rests().take)
+    _of_thread.rests = _Rests()
+    breathe_by(_of_thread.rests.take_if_due)
 
 
 class _Rests:
@@ -53,20 +54,30 @@ class _Rests:
     def __init__(self) -> None:
         self._taken = time.thread_time()  # processor time at the end of the last one
 
+    def take_if_due(self) -> None:
+        if time.thread_time() - self._taken >= _COMPUTED_SECONDS:
+            self.take()
+
     def take(self) -> None:
-        computed = time.thread_time() - self._taken
-        if computed >= _COMPUTED_SECONDS:
-            if _is_somebody_answered():
-                time.sleep(min(_REST * computed, _MAX_REST_SECONDS))
-            self._taken = time.thread_time()
+        if _is_somebody_answered():
+            time.sleep(min(_REST * (time.thread_time() - self._taken), _MAX_REST_SECONDS))
+        self._taken = time.thread_time()
 
 
+def _and_rest(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    finally:
+        _of_thread.rests.take()
+
+
+_of_thread = threading.local()
 _threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="background", initializer=_step_back)
 
 
 def begin_in_background(work: Callable[[], T]) -> "Future[T]":
     """Has `work` done some time. What it raises reaches only who asks the future."""
-    return _threads.submit(work)
+    return _threads.submit(_and_rest, work)
 
 
 async def in_background(work: Callable[[], T]) -> T:

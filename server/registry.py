@@ -51,7 +51,7 @@ log = structlog.get_logger()
 MAX_RUNNING_REGISTRATIONS = 4
 _RETRY_AFTER_SECONDS = 5
 _SAMPLE = "Hello, what can you do?"
-_EFFECT_TOKENS = 8
+_EFFECT_TOKENS = 4
 
 
 class EffectEngine(Protocol):

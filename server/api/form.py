@@ -4,7 +4,7 @@ Knows names and sizes of parts; what is in them is judged elsewhere.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
@@ -52,8 +52,8 @@ async def receive_form(
     """
     reader = _FormReader(_boundary(request), folder, fields, max_upload_bytes=max_upload_bytes)
     try:
-        async for piece in _in_pieces(_while_it_comes(request.stream())):
-            await in_background(partial(reader.feed, piece))
+        async for chunks in _in_pieces(_while_it_comes(request.stream())):
+            await in_background(partial(reader.feed, chunks))
     except ClientDisconnect as error:
         raise MalformedBody("the upload broke off before its end") from error
     finally:
@@ -74,15 +74,16 @@ async def _while_it_comes(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _in_pieces(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in fewer pieces: one costs the event loop more than its bytes."""
-    piece = bytearray()
+async def _in_pieces(stream: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """The same chunks, some at a time: handing them over costs the event loop more than receiving one."""
+    chunks, num_bytes = list[bytes](), 0
     async for chunk in stream:
-        piece += chunk
-        if len(piece) >= _PIECE_BYTES:
-            yield bytes(piece)
-            piece.clear()
-    yield bytes(piece)
+        chunks.append(chunk)
+        num_bytes += len(chunk)
+        if num_bytes >= _PIECE_BYTES:
+            yield chunks
+            chunks, num_bytes = [], 0
+    yield chunks
 
 
 def _boundary(request: Request) -> bytes:
@@ -148,10 +149,11 @@ class _FormReader:
         except FormParserError as error:
             raise MalformedBody(f"the form cannot be read: {error}") from error
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunks: Iterable[bytes]) -> None:
         """More bytes of the body. Writes to disk, so not for the event loop."""
         try:
-            self._parser.write(chunk)
+            for chunk in chunks:
+                self._parser.write(chunk)
         except FormParserError as error:
             raise MalformedBody(f"the form cannot be read: {error}") from error
 

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from server.engine.mixture import MixtureJob
 from server.engine.outbox import Outbox
 from server.engine.prefix import PrefixCache
 from server.engine.runner import Runner
-from server.engine.scheduler import StepPlan, plan_step
+from server.engine.scheduler import Sequence, StepPlan, plan_step
 from server.engine.session import Session
 from server.engine.session_state import SessionState
 from server.engine.step_logits import StepLogits
@@ -131,9 +131,12 @@ class Engine:
         """Whether a step runs, or ran a moment ago; may be asked from any thread."""
         return time.perf_counter() < self._computes_until
 
-    async def open(self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None) -> Session:
+    async def open(
+        self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None, patient: bool = False
+    ) -> Session:
         """Waits, first come first served, until the request's KV memory is reserved.
 
+        What is asked in a `patient` session is computed a few tokens at a time while others are answered.
         Raises InvalidRequest, PromptTooLong, RequestTooLarge or EngineStopped.
         """
         self._check_tokens(prompt)
@@ -146,6 +149,7 @@ class Engine:
             num_blocks=self._blocks_needed(prompt, max_new_tokens, branches or Branches()),
             loop=asyncio.get_running_loop(),
             outbox=self._outbox,
+            patient=patient,
         )
         if state.num_blocks > self.blocks.num_blocks:
             raise RequestTooLarge.blocks(
@@ -176,7 +180,7 @@ class Engine:
         Its files are read in the background, behind all that is being answered.
         """
         self._post(lambda: self.pool.prefetch([expert], gently=True))
-        async with await self.open(prompt, max_new_tokens=1, branches=Branches(plain=2)) as session:
+        async with await self.open(prompt, max_new_tokens=1, branches=Branches(plain=2), patient=True) as session:
             base, changed = await session.logits(expert)
         return float((changed - base).abs().max())
 
@@ -268,8 +272,7 @@ class Engine:
         self._prepare()
         begun = self._begin_answers()
         plan = plan_step(
-            (lane.sequence for state in self._active for lane in state.lanes()),
-            budget=self._config.step_tokens,
+            self._sequences(patient=False), patient=self._sequences(patient=True), budget=self._config.step_tokens
         )
         self._report_occupancy()
         self._outbox.send()
@@ -282,6 +285,9 @@ class Engine:
         with self._awake:
             if not self._inbox and not self._stopping:
                 self._awake.wait()
+
+    def _sequences(self, *, patient: bool) -> Iterator[Sequence]:
+        return (lane.sequence for state in self._active if state.patient == patient for lane in state.lanes())
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self._config.max_sessions:

@@ -145,7 +145,7 @@ class ProbeJob:
 class LogitsJob:
     """All logits at the end of the prompt, of the base and through one expert; nothing stays open.
 
-    The base waits for the expert's files, so that both are in the same step.
+    The base waits for the expert's files, so that it is in the same step where there is room.
     """
 
     future: "asyncio.Future[tuple[Tensor, Tensor]]"

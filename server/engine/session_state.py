@@ -46,6 +46,7 @@ class SessionState:
     num_blocks: int
     loop: asyncio.AbstractEventLoop
     outbox: Outbox
+    patient: bool = False
     jobs: deque[Any] = field(default_factory=deque)
     base: Lane | None = None
     asked: dict[str, Lane] = field(default_factory=dict)  # by the digest of who computes

@@ -14,6 +14,7 @@ import pytest
 from expert_store import CorruptStore, ExpertVersion, Indicators
 from server.engine import Branches, Engine, Sampling, StepStats
 from server.engine.adapter_file import read_expert
+from server.engine.scheduler import PATIENT_TOKENS
 from server.errors import (
     EngineStopped,
     InvalidRequest,
@@ -228,6 +229,27 @@ def test_measured_effect_tells_an_expert_from_a_no_op(world: World) -> None:
     awake = Prompt(tokens=(*prompt.tokens, *shared), body_length=prompt.body_length)  # whatever wakes an expert up
     effects = [asyncio.run(world.engine.measure_effect(world.experts[name], awake)) for name in ADAPTERS]
     assert min(effects) > 0.05
+
+
+def test_an_effect_beside_an_answer_is_measured_a_few_tokens_a_step(world: World) -> None:
+    tokens = prompt_of(world, "hello there, what can you do?").tokens
+    prompt, expert = Prompt(tokens, body_length=len(tokens)), world.experts["plain8"]
+    alone = asyncio.run(world.engine.measure_effect(expert, prompt))
+    computed = []
+
+    async def beside() -> float:
+        async with await world.engine.open(prompt, max_new_tokens=60) as session:
+            answer = session.generate(None, Sampling(max_new_tokens=60, ignore_eos=True))
+            await anext(answer)
+            first = len(world.recorder.steps)
+            effect = await world.engine.measure_effect(expert, prompt)
+            computed.extend(stats.tokens for stats in world.recorder.steps[first:])
+            assert (await anext(answer)).finish_reason is None, "the answer was to be longer than the measurement"
+            return effect
+
+    assert asyncio.run(beside()) == pytest.approx(alone, rel=1e-4)
+    assert sum(computed) > 2 * len(tokens)
+    assert max(computed) <= 1 + PATIENT_TOKENS
 
 
 def test_a_candidate_that_was_measured_is_not_read_again_once_it_is_published(world: World) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from server.engine.kv_cache import BlockTable, Reservation
-from server.engine.scheduler import BlockCopy, Choice, Fork, Sequence, plan_step
+from server.engine.scheduler import PATIENT_TOKENS, BlockCopy, Choice, Fork, Sequence, plan_step
 
 
 def sequence(total: int, computed: int = 0, *, start: int | None = None, row: int = 0) -> Sequence:
@@ -111,3 +111,33 @@ def test_forks_wait_while_what_they_share_is_not_complete() -> None:
 def test_a_fork_of_a_computed_parent_needs_no_place_behind_it() -> None:
     parent = sequence(10, 10)
     assert [s.start for s in plan_step([forked(parent, 13, 10, row=0)], budget=50).segments] == [10]
+
+
+def patient_spans(others: list[Sequence], patient: list[Sequence], budget: int) -> list[tuple[int, int, int]]:
+    everybody = [*others, *patient]
+    plan = plan_step(others, patient=patient, budget=budget)
+    return [(everybody.index(s.sequence), s.start, s.end) for s in plan.segments]
+
+
+def test_the_patient_are_computed_a_few_tokens_at_a_time_beside_others() -> None:
+    decode, one, two = sequence(8, 7), sequence(3), sequence(9)
+    assert patient_spans([decode], [one, two], 50) == [(0, 7, 8), (1, 0, 3), (2, 0, 1)]
+    one.computed, two.computed = 3, 1
+    assert patient_spans([decode], [one, two], 50) == [(0, 7, 8), (2, 1, 1 + PATIENT_TOKENS)]
+
+
+def test_the_patient_alone_are_computed_like_any_other() -> None:
+    assert patient_spans([sequence(8, 8)], [sequence(30), sequence(30)], 50) == [(1, 0, 30), (2, 0, 20)]
+
+
+@pytest.mark.parametrize(("budget", "share"), [(50, PATIENT_TOKENS), (2, 1)])
+def test_however_many_others_there_are_the_patient_come_to_their_end(budget: int, share: int) -> None:
+    assert patient_spans([sequence(500)], [sequence(9)], budget) == [(0, 0, budget - share), (1, 0, share)]
+
+
+def test_a_patient_fork_waits_for_its_parent_as_any_other() -> None:
+    parent = sequence(6)
+    child = forked(parent, 9, 6, row=0)
+    assert patient_spans([sequence(8, 7)], [parent, child], 50) == [(0, 7, 8), (1, 0, PATIENT_TOKENS)]
+    parent.computed = PATIENT_TOKENS
+    assert patient_spans([sequence(8, 7)], [parent, child], 50) == [(0, 7, 8), (1, 4, 6), (2, 6, 8)]

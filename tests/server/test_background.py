@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -78,26 +78,67 @@ def answering() -> Iterator[threading.Event]:
         yield event
 
 
-async def test_work_rests_while_somebody_is_answered(answering: threading.Event) -> None:
-    alone, _ = await in_background(_twenty_pieces)
+@pytest.fixture
+def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds of every rest that a thread of the background has taken."""
+    taken = []
+
+    def sleep(seconds: float, really: Callable[[float], None] = time.sleep) -> None:
+        if threading.current_thread().name.startswith("background"):
+            taken.append(seconds)
+        really(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    return taken
+
+
+async def test_work_rests_while_somebody_is_answered(answering: threading.Event, rests: list[float]) -> None:
+    await in_background(_twenty_pieces)
+    assert sum(rests) == 0
     answering.set()
-    rested, computed = await in_background(_twenty_pieces)
-    assert rested > _REST * computed * 0.8  # the last piece may be too short for a rest
-    assert alone < rested / 2
+    computed = await in_background(_twenty_pieces)
+    assert sum(rests) > _REST * computed * 0.9  # what falling asleep takes is not rested
+    assert max(rests) < _REST * computed / 4, "it rested once instead of after every piece"
 
 
-async def test_who_nobody_told_to_breathe_never_rests(answering: threading.Event) -> None:
+async def test_short_pieces_of_work_rest_one_by_one(answering: threading.Event, rests: list[float]) -> None:
     answering.set()
-    rested, computed = await asyncio.to_thread(_twenty_pieces)
-    assert rested < _REST * computed / 2
+    for _ in range(20):
+        await in_background(lambda: _compute(0.0004))
+    assert len(rests) == 20
+    assert min(rests) > _REST * 0.0004
 
 
-def _twenty_pieces() -> tuple[float, float]:
-    """Seconds this thread was away, and seconds of processor time it took, over twenty pieces of two milliseconds."""
-    started, begun = time.perf_counter(), time.thread_time()
-    for piece in range(1, 21):
-        while time.thread_time() < begun + piece * 0.002:
-            pass
+async def test_work_that_fails_rests_too(answering: threading.Event, rests: list[float]) -> None:
+    def fail() -> None:
+        _compute(0.003)
+        raise ValueError("on purpose")
+
+    answering.set()
+    with pytest.raises(ValueError, match="on purpose"):
+        await in_background(fail)
+    assert sum(rests) > _REST * 0.003
+
+
+async def test_who_nobody_told_to_breathe_never_rests(
+    answering: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering.set()
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it rested"))
+    assert await asyncio.to_thread(_twenty_pieces) > 0
+
+
+def _twenty_pieces() -> float:
+    """Seconds of processor time that twenty pieces of two milliseconds took."""
+    begun = time.thread_time()
+    for _ in range(20):
+        _compute(0.002)
         breathe()
-    computed = time.thread_time() - begun
-    return time.perf_counter() - started - computed, computed
+    return time.thread_time() - begun
+
+
+def _compute(seconds: float) -> None:
+    """Of processor time."""
+    begun = time.thread_time()
+    while time.thread_time() < begun + seconds:
+        pass
