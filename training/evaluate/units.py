@@ -4,13 +4,14 @@ time. Knows no methods and no server."""
 import hashlib
 import json
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol
@@ -179,10 +180,19 @@ def processes(count: int) -> ProcessPoolExecutor:
 
 
 def _set_up_process() -> None:
-    """One thread, and nothing on the terminal, which several share: failures come back as exceptions."""
+    """One thread, and nothing on the terminal, which several share: failures come back as exceptions. Whatever ends the
+    run ends this process with it, which would otherwise compute on for nobody."""
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.simplefilter("ignore")
+
+
+def _end_with_the_run() -> None:
+    run = parent_process()
+    assert run is not None, "this is a process of its own. This is a bug."
+    run.join()
+    os._exit(1)
 
 
 def _make(unit: Unit, base: BaseSource, parents: Sequence[Path], folder: Path) -> None:

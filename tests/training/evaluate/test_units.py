@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -217,6 +220,30 @@ def test_an_adapter_that_was_cut_off_goes_on_to_the_same_weights(
 def test_a_process_that_is_killed_ends_the_run_in_words(workshop: Workshop) -> None:
     with processes(1) as executor, pytest.raises(UnitFailed, match=r"memory.*--jobs 1"):
         workshop.run([Fatal(1)], executor, on_done=lambda _: None)
+
+
+def test_a_run_that_is_killed_leaves_no_process_behind() -> None:
+    program = (
+        "import time; from training.evaluate.units import processes; executor = processes(1); "
+        "executor.submit(time.sleep, 600); print(*executor._processes, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        made = int(run.stdout.readline())
+        assert _runs(made)
+        run.kill()
+    deadline = time.monotonic() + 60
+    while _runs(made):
+        assert time.monotonic() < deadline, f"process {made} outlives its run"
+        time.sleep(0.1)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_gated_lora_stays_itself_beside_its_gate(base_source: BaseSource, workshop: Workshop) -> None:
