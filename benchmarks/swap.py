@@ -7,12 +7,13 @@ Starts a server of its own. First, on an idle server, registers random experts o
 the 201, and until a dry run of the chain shows the expert among those asked.
 
 Then streaming requests run, as many as --concurrency, for --seconds without a change and for as long again while once a
---period a new version of one expert is registered, its alias moves, and the old version is deleted. Whoever swaps is a
-process of its own, so that putting an upload together does not hold up the clock of the streams. Half of the
-requests ask for that expert by its bare name, half for a version of another one. What every version answers to every
-prompt is known beforehand, each asked alone: an answer under swaps must be that of the version it says it is from. As
-prompts repeat for that, the prefix cache is off. Only fp32 can be judged so: in bf16 rounding depends on the batch, and
-random experts are often in two minds. The times between two pieces of text are compared with the quiet phase's.
+--period a new version of one expert is registered, its alias moves, and the old version is deleted; in turns, for
+--rounds, as one round says little on a machine that has its moods. Whoever swaps is a process of its own, so that
+putting an upload together does not hold up the clock of the streams. Half of the requests ask for that expert by its
+bare name, half for a version of another one. What every version answers to every prompt is known beforehand, each asked
+alone: an answer under swaps must be that of the version it says it is from. As prompts repeat for that, the prefix
+cache is off. Only fp32 can be judged so: in bf16 rounding depends on the batch, and random experts are often in two
+minds. The times between two pieces of text are compared with those of the quiet phase before.
 
 Prints tables; --label also writes LABEL.json to benchmarks/results/swap/. The exit status is 1 where a request or a
 swap failed or a text changed.
@@ -91,6 +92,20 @@ class Phase:
     gap_p95: float
 
 
+@dataclass(frozen=True)
+class Round:
+    """A quiet phase, one with swaps right behind it, and the swaps."""
+
+    quiet: Phase
+    swapping: Phase
+    swaps: Sequence[Swap]
+
+    def ratio(self, figure: str) -> float:
+        """While swapping, over what it was before."""
+        ratio: float = getattr(self.swapping, figure) / getattr(self.quiet, figure)
+        return ratio
+
+
 @dataclass
 class Known:
     """Which adapter every version was made from, and what each adapter answers to each prompt.
@@ -119,23 +134,23 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS) -> 
             lifecycle = Lifecycle(client, adapters)
             try:
                 registrations = time_registrations(lifecycle, given, progress)
-                quiet, swapping, swaps = _load(server.url, lifecycle, adapters, given, progress)
+                rounds = _load(server.url, lifecycle, adapters, given, progress)
             except (RouteFailed, httpx.HTTPError) as error:
                 console.print(f"{type(error).__name__}: {error}", style="red", markup=False)
                 return 1
-    phases = phase_table(quiet, swapping, swaps, exact=given.dtype == EXACT)
-    for table in (registration_table(registrations, given.rank), phases):
+    for table in (registration_table(registrations, given.rank), phase_table(rounds, exact=given.dtype == EXACT)):
         console.print(table)
-    reasons = (
-        Counter(swap.failure for swap in swaps if swap.failure) + Counter(quiet.failures) + Counter(swapping.failures)
-    )
+    phases = [phase for one in rounds for phase in (one.quiet, one.swapping)]
+    reasons = Counter(swap.failure for one in rounds for swap in one.swaps if swap.failure)
+    for phase in phases:
+        reasons += Counter(phase.failures)
     for reason, times in reasons.items():
         console.print(f"{times} x {reason}", markup=False)
     if given.label is not None:
         about = describe_run(shlex.join(["python", "-m", "benchmarks.swap", *given.arguments]))
         about["options"] = options(given)
-        write_record(results, given.label, record(about, registrations, quiet, swapping, swaps))
-    return int(bool(reasons) or (given.dtype == EXACT and quiet.changed + swapping.changed > 0))
+        write_record(results, given.label, record(about, registrations, rounds))
+    return int(bool(reasons) or (given.dtype == EXACT and any(phase.changed for phase in phases)))
 
 
 def time_registrations(lifecycle: Lifecycle, given: argparse.Namespace, progress: Progress) -> list[Registration]:
@@ -163,15 +178,16 @@ def time_registration(lifecycle: Lifecycle, adapter: int, *, patience: float = R
 
 def swap_steadily(
     lifecycle: Lifecycle, known: Known, live: int, adapters: Iterator[int], *, period: float, stop: Event
-) -> list[Swap]:
-    """Until told to stop. One that takes longer than the period delays the next; none is made up for."""
+) -> tuple[list[Swap], int]:
+    """Until told to stop; also returns the version that is live then. One that takes longer than the period delays the
+    next; none is made up for."""
     swaps = []
     due = time.monotonic() + period
     while not stop.wait(max(0.0, due - time.monotonic())):
         due = max(due + period, time.monotonic())
         swap, live = swap_once(lifecycle, known, live, next(adapters))
         swaps.append(swap)
-    return swaps
+    return swaps, live
 
 
 def swap_once(lifecycle: Lifecycle, known: Known, live: int, adapter: int) -> tuple[Swap, int]:
@@ -242,7 +258,7 @@ def summarise(seconds: float, heard: Sequence[tuple[int, Heard]], failures: Mapp
 
 def _load(
     url: str, lifecycle: Lifecycle, adapters: Sequence[Path], given: argparse.Namespace, progress: Progress
-) -> tuple[Phase, Phase, list[Swap]]:
+) -> list[Round]:
     rng = random.Random(given.seed)
     prompts = [" ".join(rng.choices(WORDS, k=given.prompt_words)) for _ in range(given.prompts)]
     known, live = _learn(lifecycle, prompts, given, progress)
@@ -253,9 +269,9 @@ def _load(
     ):
         known.adapter_of = manager.dict(known.adapter_of)
         stop = manager.Event()
-        swapper = partial(swap_from_outside, url, adapters, known, live, period=given.period, stop=stop)
+        swapper = partial(swap_from_outside, url, adapters, known, period=given.period, stop=stop)
         process.submit(begun).result()
-        return asyncio.run(_two_phases(url, process, swapper, stop, known, prompts, given, progress))
+        return asyncio.run(_rounds(url, process, swapper, live, stop, known, prompts, given, progress))
 
 
 def begun() -> bool:
@@ -265,7 +281,7 @@ def begun() -> bool:
 
 def swap_from_outside(
     url: str, adapters: Sequence[Path], known: Known, live: int, *, period: float, stop: Event
-) -> list[Swap]:
+) -> tuple[list[Swap], int]:
     """`swap_steadily` for a process of its own."""
     with httpx.Client(base_url=url, timeout=_TIMEOUT) as client:
         lifecycle = Lifecycle(client, adapters)
@@ -290,16 +306,17 @@ def _learn(
     return known, given.adapters
 
 
-async def _two_phases(
+async def _rounds(
     url: str,
     process: ProcessPoolExecutor,
-    swapper: Callable[[], list[Swap]],
+    swapper: Callable[[int], tuple[list[Swap], int]],
+    live: int,
     stop: Event,
     known: Known,
     prompts: Sequence[str],
     given: argparse.Namespace,
     progress: Progress,
-) -> tuple[Phase, Phase, list[Swap]]:
+) -> list[Round]:
     limits = httpx.Limits(max_connections=given.concurrency, max_keepalive_connections=given.concurrency)
     asks = (
         (number, body(ref, prompts[number], given.max_tokens))
@@ -319,15 +336,19 @@ async def _two_phases(
         progress.update(task, completed=given.seconds)
         return ran
 
+    rounds = []
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=_TIMEOUT) as client:
-        quiet = await phase("quiet")
-        swapping = asyncio.get_running_loop().run_in_executor(process, swapper)
-        try:
-            loaded = await phase("swapping")
-        finally:
-            stop.set()
-            swaps = await swapping
-    return quiet, loaded, swaps
+        for number in range(1, given.rounds + 1):
+            quiet = await phase(f"quiet {number}")
+            stop.clear()
+            swapping = asyncio.get_running_loop().run_in_executor(process, swapper, live)
+            try:
+                loaded = await phase(f"swapping {number}")
+            finally:
+                stop.set()
+                swaps, live = await swapping
+            rounds.append(Round(quiet, loaded, swaps))
+    return rounds
 
 
 def registration_table(registrations: Sequence[Registration], rank: int) -> Table:
@@ -342,32 +363,37 @@ def registration_table(registrations: Sequence[Registration], rank: int) -> Tabl
     return shown
 
 
-def phase_table(quiet: Phase, swapping: Phase, swaps: Sequence[Swap], *, exact: bool) -> Table:
-    """The phases side by side, and the swaps in the title."""
-    rate = len(swaps) / swapping.seconds
+def phase_table(rounds: Sequence[Round], *, exact: bool) -> Table:
+    """The phases side by side, medians with the lowest and the highest round, and the swaps in the title."""
+    swaps = [swap for one in rounds for swap in one.swaps]
+    rate = len(swaps) / sum(one.swapping.seconds for one in rounds)
     took = f", {Spread.of([swap.seconds for swap in swaps]).text(scale=1000, digits=0)} ms each" if swaps else ""
-    shown = Table("", "quiet", "swapping", "ratio", title=f"{len(swaps)} swaps, {rate:.2f} a second{took}")
-    shown.add_row("answers", str(quiet.answers), str(swapping.answers), "")
-    shown.add_row("failed requests", *(str(sum(phase.failures.values())) for phase in (quiet, swapping)), "")
+    title = f"{len(swaps)} swaps in {len(rounds)} rounds, {rate:.2f} a second{took}"
+    shown = Table("", "quiet", "swapping", "ratio", title=title)
+    before, during = [one.quiet for one in rounds], [one.swapping for one in rounds]
+
+    def add_counts(name: str, count: Callable[[Phase], int]) -> None:
+        quiet, swapping = (sum(map(count, phases)) for phases in (before, during))
+        shown.add_row(name, str(quiet), str(swapping), "")
+
+    add_counts("answers", lambda phase: phase.answers)
+    add_counts("failed requests", lambda phase: sum(phase.failures.values()))
     if exact:
-        shown.add_row("changed texts", str(quiet.changed), str(swapping.changed), "")
-    for title, name, scale in (
+        add_counts("changed texts", lambda phase: phase.changed)
+    for name, figure, scale in (
         ("output tokens/s", "tokens_per_second", 1),
         ("inter-token p50, ms", "gap_p50", 1000),
         ("inter-token p95, ms", "gap_p95", 1000),
     ):
-        before, during = getattr(quiet, name), getattr(swapping, name)
-        shown.add_row(title, f"{before * scale:.1f}", f"{during * scale:.1f}", f"{during / before:.2f}")
+        quiet, swapping = (
+            Spread.of([getattr(phase, figure) for phase in phases]).text(scale=scale, digits=1)
+            for phases in (before, during)
+        )
+        shown.add_row(name, quiet, swapping, Spread.of([one.ratio(figure) for one in rounds]).text())
     return shown
 
 
-def record(
-    about: Mapping[str, Any],
-    registrations: Sequence[Registration],
-    quiet: Phase,
-    swapping: Phase,
-    swaps: Sequence[Swap],
-) -> dict[str, Any]:
+def record(about: Mapping[str, Any], registrations: Sequence[Registration], rounds: Sequence[Round]) -> dict[str, Any]:
     """Everything that was measured; times in seconds."""
     over = {
         name: asdict(Spread.of([getattr(one, name) for one in registrations])) for name in ("registered", "routable")
@@ -375,10 +401,8 @@ def record(
     return {
         **about,
         "registrations": {"each": [asdict(one) for one in registrations], "over_all": over},
-        "quiet": asdict(quiet),
-        "swapping": asdict(swapping),
-        "gap_p95_ratio": swapping.gap_p95 / quiet.gap_p95,
-        "swaps": [asdict(swap) for swap in swaps],
+        "gap_p95_ratio": asdict(Spread.of([one.ratio("gap_p95") for one in rounds])),
+        "rounds": [asdict(one) for one in rounds],
     }
 
 
@@ -405,6 +429,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rank", type=positive, default=16, help="of the experts; default %(default)s")
     parser.add_argument("--adapters", type=positive, default=3, help="that versions are made of; default %(default)s")
+    parser.add_argument("--rounds", type=positive, default=3, help="of two phases each; default %(default)s")
     parser.add_argument("--seconds", type=positive, default=60, help="of each phase; default %(default)s")
     parser.add_argument("--period", type=float, default=1.0, help="seconds from swap to swap; default %(default)s")
     parser.add_argument("--concurrency", type=positive, default=8, help="streams under way; default %(default)s")

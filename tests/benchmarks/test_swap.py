@@ -210,7 +210,8 @@ def test_swaps_keep_to_their_period_until_they_are_told_to_stop(lifecycle: Calla
             return len(self.waits) == 3
 
     stop = StopAfter()
-    swaps = swap_steadily(lifecycle(FakeRoutes()), Known(), 1, cycle(range(3)), period=60.0, stop=stop)
+    swaps, live = swap_steadily(lifecycle(FakeRoutes()), Known(), 1, cycle(range(3)), period=60.0, stop=stop)
+    assert live == 3
     assert all(isinstance(swap, Swap) and swap.failure is None for swap in swaps)
     assert len(swaps) == 2
     waits = [timeout or 0.0 for timeout in stop.waits]
@@ -224,7 +225,20 @@ def test_a_server_on_a_tiny_base_is_measured_and_everything_is_written(
 ) -> None:
     base = tiny.write_base(tmp_path / "base")
     where = ["--base", str(base), "--cache", str(tmp_path / "cache"), "--label", "tiny", "--dtype", "fp32"]
-    sizes = ["--registrations", "2", "--seconds", "2", "--period", "0.3", "--concurrency", "3", "--rank", "2"]
+    sizes = [
+        "--registrations",
+        "2",
+        "--rounds",
+        "2",
+        "--seconds",
+        "2",
+        "--period",
+        "0.3",
+        "--concurrency",
+        "3",
+        "--rank",
+        "2",
+    ]
     work = ["--adapters", "2", "--prompts", "2", "--prompt-words", "4", "--max-tokens", "6"]
     assert main([*where, *sizes, *work], results=tmp_path) == 0
     printed = capsys.readouterr().out
@@ -233,12 +247,16 @@ def test_a_server_on_a_tiny_base_is_measured_and_everything_is_written(
     assert "changed texts" in printed
     result = json.loads((tmp_path / "tiny.json").read_text())
     assert [one["registered"] < one["routable"] for one in result["registrations"]["each"]] == [True, True]
-    assert result["swaps"]
-    assert all(swap["failure"] is None for swap in result["swaps"])
-    for phase in (result["quiet"], result["swapping"]):
-        assert phase["answers"] > 3
-        assert (phase["failures"], phase["changed"]) == ({}, 0)
-    assert result["gap_p95_ratio"] == pytest.approx(result["swapping"]["gap_p95"] / result["quiet"]["gap_p95"])
+    assert len(result["rounds"]) == 2
+    for one in result["rounds"]:
+        assert one["swaps"]
+        assert all(swap["failure"] is None for swap in one["swaps"])
+        for phase in (one["quiet"], one["swapping"]):
+            assert phase["answers"] > 3
+            assert (phase["failures"], phase["changed"]) == ({}, 0)
+    ratios = [one["swapping"]["gap_p95"] / one["quiet"]["gap_p95"] for one in result["rounds"]]
+    over_all = result["gap_p95_ratio"]
+    assert (over_all["low"], over_all["high"]) == (pytest.approx(min(ratios)), pytest.approx(max(ratios)))
 
 
 @pytest.mark.parametrize("wrong", [["--period", "0"], ["--max-tokens", "1"], ["--label", "a/b"], ["--adapters", "0"]])
