@@ -65,6 +65,7 @@ class _Rests:
 
 
 def _and_rest(work: Callable[[], T]) -> T:
+    """The rest comes before the result: whoever waits for that has the next piece of work at once."""
     try:
         return work()
     finally:

@@ -12,16 +12,10 @@ import pytest
 
 from benchmarks.generation import Heard, Unheard, listen
 from benchmarks.lifecycle import Lifecycle, RouteFailed
-from benchmarks.swap import (
-    Known,
-    Swap,
-    main,
-    run_phase,
-    summarise,
-    swap_once,
-    swap_steadily,
-    time_registration,
-)
+from benchmarks.swap.__main__ import main
+from benchmarks.swap.known import Known
+from benchmarks.swap.load import run_phase, summarise
+from benchmarks.swap.swapping import Swap, swap_once, swap_steadily, time_registration
 from expert_store import ADAPTER_FILES
 from tests.benchmarks.scripted import Piece, scripted
 from tests.support import tiny

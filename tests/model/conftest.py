@@ -32,8 +32,8 @@ def every_kernels(kernels: Kernels, kernels_folder: Path) -> list[Kernels]:
 def kernels(kernels_folder: Path) -> Kernels:
     if shutil.which("gcc") is None or torch.backends.cpu.get_cpu_capability() not in LEVELS:
         pytest.skip("no C compiler, or not the processor the kernels are for")
-    with FileLock(kernels_folder / "lock"):
-        loaded = load_kernels(kernels_folder)
+    built(kernels_folder, LEVELS[torch.backends.cpu.get_cpu_capability()])
+    loaded = load_kernels(kernels_folder)
     assert loaded is not None, "there is a compiler, so there must be kernels"
     return loaded
 
