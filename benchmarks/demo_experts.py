@@ -1,14 +1,16 @@
 """How good are the demo experts, and does every request find its own? Asks a running server; trains nothing.
 
     python -m benchmarks.demo_experts [--url http://127.0.0.1:8000] [--rows 100] [--seed 1]
+    python -m benchmarks.demo_experts --server "--dtype int8" --label demo_experts-int8
 
 Held-out rows only: wordings, schemas, names and reviews that no expert saw in training, and prompts of no task at all.
-Without --url it starts a server of its own with a fresh store. Writes benchmarks/results/demo_experts.json and prints
-the tables of docs/quality.md.
+Without --url it starts a server of its own with a fresh store. Prints the tables of docs/quality.md and writes
+LABEL.json to benchmarks/results/.
 """
 
 import argparse
-import json
+import shlex
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +25,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.command_line import label, options, write_record
 from server.environment import describe_run
 from server.own_server import own_server
 from training.demo.tasks import TASKS, Row, general_rows, rows
 
-RESULTS = Path(__file__).parent / "results" / "demo_experts.json"
+RESULTS = Path(__file__).parent / "results"
+RESULTS_NAME = "demo_experts"
 CONCURRENCY = 8
 NUM_GENERAL = 173
 # The categories the acceptance text names; the rest of the general prompts are reported beside them.
@@ -150,21 +154,24 @@ def fallback_table(shares: dict[str, float]) -> Table:
 
 
 @contextmanager
-def _server(url: str | None) -> Iterator[str]:
+def _server(url: str | None, flags: Sequence[str]) -> Iterator[str]:
     if url is not None:
         yield url
         return
-    with tempfile.TemporaryDirectory() as folder, own_server(Path(folder)) as own:
+    with tempfile.TemporaryDirectory() as folder, own_server(Path(folder), *flags) as own:
         yield own.url
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", help="a running server with the demo experts; else one is started")
+    side = parser.add_mutually_exclusive_group()
+    side.add_argument("--url", help="a running server with the demo experts; else one is started")
+    side.add_argument("--server", default="", metavar="FLAGS", help='of the one that is started, as "--dtype int8"')
     parser.add_argument("--rows", type=int, default=100, help="held-out rows a task")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--label", type=label, default=RESULTS_NAME, help="of the result file; default %(default)s")
     given = parser.parse_args()
-    with _server(given.url) as url:
+    with _server(given.url, shlex.split(given.server)) as url:
         outcomes, general = ask_all(Asker(url), given.rows, given.seed)
     scores = [score(task, [o for o in outcomes if o.row.task == task]) for task in TASKS]
     shares = fallback_shares(general)
@@ -174,14 +181,15 @@ def main() -> None:
         console.print(table)
     console.print(f"chain routing accuracy over the tasks: {accuracy:.3f}")
     result = {
-        **describe_run(f"python -m benchmarks.demo_experts --rows {given.rows} --seed {given.seed}"),
+        **describe_run(shlex.join(["python", "-m", "benchmarks.demo_experts", *sys.argv[1:]])),
+        "options": options(given),
         "scores": [asdict(s) for s in scores],
         "routing_accuracy": accuracy,
         "fallback": shares,
         "errors": [_error(o) for o in outcomes if o.named_text.strip() != o.row.output or o.answered_by != o.row.task],
         "taken": [{"prompt": row.input, "by": by} for row, by in general if by != BASE],
     }
-    RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_record(RESULTS, given.label, result)
 
 
 def _error(outcome: Outcome) -> dict[str, str]:

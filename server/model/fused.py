@@ -43,11 +43,12 @@ def fusible(config: PreTrainedConfig) -> bool:
     return type(config) in {model.config_class for model in _FAMILY} and config.hidden_act == "silu"
 
 
-def fuse(linears: Sequence[nn.Linear], kernels: Kernels | None) -> Product:
-    """Linear layers that read the same input, as one product [T, I] -> [T, O of all]."""
+def fuse(linears: Sequence[nn.Linear], kernels: Kernels | None, *, in_int8: bool = False) -> Product:
+    """Linear layers that read the same input, as one product [T, I] -> [T, O of all]; `in_int8` as `product_of` takes
+    it."""
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     weight_OI = torch.cat([linear.weight.detach() for linear in linears])
-    return product_of(weight_OI, torch.cat(biases) if biases else None, kernels)
+    return product_of(weight_OI, torch.cat(biases) if biases else None, kernels, in_int8=in_int8)
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,14 @@ class _Layer:
 
 class FusedDecoder:
     """A model of the Llama family. Takes its weights over and lends them to the model's own modules, which go on
-    computing, with gradients too, though not fast."""
+    computing, with gradients too, though not fast. `in_int8`: with all weights of products rounded, by `products`."""
 
-    def __init__(self, model: PreTrainedModel, new_arena: NewArena, kernels: Kernels | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, new_arena: NewArena, kernels: Kernels | None = None, *, in_int8: bool = False
+    ) -> None:
         body: Any = model.base_model
         self._kernels = kernels
+        self._in_int8 = in_int8
         self._counter = Counter()
         self._num_heads: int = model.config.num_attention_heads
         self._num_kv_heads: int = model.config.num_key_value_heads
@@ -107,7 +111,7 @@ class FusedDecoder:
         self._rotary: nn.Module = body.rotary_emb
         self._norm = _Norm.of(body.norm)
         head: nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self._head = fuse([head], kernels)
+        self._head = fuse([head], kernels, in_int8=in_int8)
         self._head_weight = head.weight.detach()
         self._head_bias = None if head.bias is None else head.bias.detach()
         (lent,) = lend(PlainProduct(self._head_weight, None), [head], self._counter)
@@ -136,7 +140,7 @@ class FusedDecoder:
     def _site(self, path: str, module: Any, names: Sequence[str], new_arena: NewArena) -> _Site:
         self._arenas.append(new_arena([f"{path}.{name}" for name in names]))
         linears = [getattr(module, name) for name in names]
-        product = fuse(linears, self._kernels)
+        product = fuse(linears, self._kernels, in_int8=self._in_int8)
         for name, lent in zip(names, lend(product, linears, self._counter), strict=True):
             setattr(module, name, lent)
         return _Site(product, self._arenas[-1])

@@ -11,6 +11,7 @@
  * is one team of threads (see server.threads).
  */
 
+#include <immintrin.h>
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -121,16 +122,20 @@ void copy_tokens(bf16 *cache, const int64_t *copies, int64_t num, int64_t heads,
 /* Vectors of as many numbers as a register holds. A pair of bf16 numbers is one 32-bit word; splitting words into their
  * lower and upper numbers is cheaper than widening numbers in order, and sums do not care.
  * KEYS, VALUES: vectors of turned keys that are scored and of values that are mixed at once, as many as registers hold.
- * ZIPPED: which words of two vectors make the one that has theirs in turn, from word i on. */
+ * ZIPPED: which words of two vectors make the one that has theirs in turn, from word i on; EVERY_SECOND: which make the one
+ * that has every second of theirs, from word i on. */
 #ifdef __AVX512F__
 enum { VECTOR_BYTES = 64, KEYS = 4, VALUES = 4 };
 #define ZIPPED(i) ZIPPED_4(i), ZIPPED_4(i + 4)
+#define EVERY_SECOND(i) SECONDS_8(i), SECONDS_8(i + 16)
 #else
 enum { VECTOR_BYTES = 32, KEYS = 2, VALUES = 2 };
 #define ZIPPED(i) ZIPPED_4(i)
+#define EVERY_SECOND(i) SECONDS_8(i)
 #endif
 enum { PAIRS = VECTOR_BYTES / 4, NUMBERS = 2 * PAIRS, TOKENS = 4, ROWS = 4, SPAN = 2 };
 #define ZIPPED_4(i) i, PAIRS + i, i + 1, PAIRS + i + 1, i + 2, PAIRS + i + 2, i + 3, PAIRS + i + 3
+#define SECONDS_8(i) i, i + 2, i + 4, i + 6, i + 8, i + 10, i + 12, i + 14
 typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES)));
 typedef float floats __attribute__((vector_size(VECTOR_BYTES)));
 
@@ -155,32 +160,57 @@ static inline words rounded(floats x) {
     return (((bits + 0x7fff + (bits >> 16 & 1)) & ~nan) | ((bits | 0x400000) & nan)) & 0xffff0000u;
 }
 
-/* Products for processors that do not multiply bf16 numbers themselves: x in fp32, weights widened as they are read.
+/* Products for processors that do not multiply bf16 numbers themselves, and for weights in bytes: x in fp32, weights widened
+ * as they are read.
  *
- * A weight [O, I] lies in panels of NUMBERS columns of the output, [I, NUMBERS] each, the last one filled up. HEIGHT rows of x
+ * A weight [O, I] lies in panels of NUMBERS columns of the output, [I, NUMBERS] each, the last one filled up. Its numbers are
+ * bf16, or, where there are scales, bytes, of which each stands for so many times its column's scale. HEIGHT rows of x
  * are multiplied with a panel at a time: as many sums as there are registers. Every output is summed in the same order,
  * however many rows there are, so that it does not depend on them. */
-enum { HEIGHT = 6, ABREAST = 4, NEAR = 1 << 16, LEAD = 256 };
+enum { HEIGHT = 6, ABREAST = 4, NEAR = 1 << 16, LEAD = 512 }; /* LEAD: bytes */
 
 int64_t panel_width(void) { return NUMBERS; }
 
+/* So many signed bytes as a register holds floats, as floats. */
+static inline floats load_bytes(const char *from) {
+#ifdef __AVX512F__
+    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+#else
+    return (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadu_si64(from)));
+#endif
+}
+
+static inline floats load_floats(const float *from) {
+    floats x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
 /* y [rows, O] of so many panels from `column` on; x [I, rows].
  * What is needed next is fetched meanwhile: one panel is read for all rows, so its successor comes by `step` bytes for each
- * row of it from `next` on; several are read once, and fetched LEAD numbers ahead. */
-static inline __attribute__((always_inline)) void multiply_block(const float *x, const bf16 *panel, const bf16 *bias, bf16 *y,
-                                                                 int64_t I, int64_t O, int64_t column, const char *next,
-                                                                 int64_t step, const int rows, const int panels) {
+ * row of it from `next` on; several are read once, and fetched LEAD ahead. */
+static inline __attribute__((always_inline)) void multiply_block(const float *x, const char *panel, const float *scale,
+                                                                 const bf16 *bias, bf16 *y, int64_t I, int64_t O,
+                                                                 int64_t column, const char *next, int64_t step,
+                                                                 const int rows, const int panels, const int in_bytes) {
     floats low[HEIGHT][ABREAST] = {0}, high[HEIGHT][ABREAST] = {0};
+    const int64_t size = NUMBERS * (in_bytes ? 1 : (int)sizeof(bf16));
 #pragma GCC unroll 4
     for (int64_t i = 0; i < I; i++) {
         if (panels == 1) __builtin_prefetch(next + i * step);
         for (int p = 0; p < panels; p++) {
-            const bf16 *from = panel + (p * I + i) * NUMBERS;
-            words w = load(from);
+            const char *from = panel + (p * I + i) * size;
+            floats one, other; /* halves of the panel's columns: bf16 even and odd ones, bytes the first and the last */
+            if (in_bytes) {
+                one = load_bytes(from), other = load_bytes(from + PAIRS);
+            } else {
+                words w = load((const bf16 *)from);
+                one = lower(w), other = upper(w);
+            }
             if (panels > 1) __builtin_prefetch(from + LEAD);
             for (int r = 0; r < rows; r++) {
-                low[r][p] += x[i * rows + r] * lower(w);
-                high[r][p] += x[i * rows + r] * upper(w);
+                low[r][p] += x[i * rows + r] * one;
+                high[r][p] += x[i * rows + r] * other;
             }
         }
     }
@@ -189,7 +219,13 @@ static inline __attribute__((always_inline)) void multiply_block(const float *x,
         words b = {0};
         if (bias) memcpy(&b, bias + from, (size_t)width * sizeof *bias);
         for (int r = 0; r < rows; r++) {
-            words out = rounded(high[r][p] + upper(b)) | rounded(low[r][p] + lower(b)) >> 16;
+            floats l = low[r][p], h = high[r][p];
+            if (in_bytes) {
+                floats first = l * load_floats(scale + from), last = h * load_floats(scale + from + PAIRS);
+                l = __builtin_shuffle(first, last, (words){EVERY_SECOND(0)});
+                h = __builtin_shuffle(first, last, (words){EVERY_SECOND(1)});
+            }
+            words out = rounded(h + upper(b)) | rounded(l + lower(b)) >> 16;
             memcpy(y + r * O + from, &out, width == NUMBERS ? sizeof out : (size_t)width * sizeof *y);
         }
     }
@@ -197,11 +233,13 @@ static inline __attribute__((always_inline)) void multiply_block(const float *x,
 
 static inline int64_t block_start(int64_t block, int64_t blocks, int64_t rows) { return rows * block / blocks; }
 
-/* y = x W^T + bias, which may be absent; x [T, I], y [T, O], room for T * I numbers. Rows come in blocks of like height, and as
- * many blocks one after the other as stay in a thread's cache. */
-void multiply(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *y, int64_t T, int64_t I, int64_t O, float *room) {
+/* y = x W^T + bias; scale and bias may be absent; x [T, I], y [T, O], room for T * I numbers. Rows come in blocks of like
+ * height, and as many blocks one after the other as stay in a thread's cache. */
+void multiply(const bf16 *x, const char *weight, const float *scale, const bf16 *bias, bf16 *y, int64_t T, int64_t I, int64_t O,
+              float *room) {
     int64_t blocks = (T + HEIGHT - 1) / HEIGHT, panels = (O + NUMBERS - 1) / NUMBERS;
     int64_t together = NEAR / (HEIGHT * I) + 1, abreast = T == 1 ? ABREAST : T == 2 ? 2 : 1;
+    int64_t line = NUMBERS * (scale ? 1 : (int64_t)sizeof(bf16)), size = I * line;
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
@@ -214,13 +252,15 @@ void multiply(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *y, int6
             int64_t last = first + together < blocks ? first + together : blocks;
 #pragma omp for schedule(static) nowait
             for (int64_t p = 0; p < panels; p += abreast) {
-                const bf16 *panel = weight + p * I * NUMBERS;
-                int64_t size = I * NUMBERS * (int64_t)sizeof *panel, step = NUMBERS * (int64_t)sizeof *panel / (last - first);
+                const char *panel = weight + p * size;
+                int64_t step = line / (last - first);
                 for (int64_t b = first; b < last; b++) {
                     int64_t start = block_start(b, blocks, T), rows = block_start(b + 1, blocks, T) - start;
-                    const char *next = (const char *)panel + size + (b - first) * step * I;
-#define MULTIPLY(q, rows, panels) \
-    multiply_block(room + start * I, panel + (q) * I * NUMBERS, bias, y + start * O, I, O, (p + (q)) * NUMBERS, next, step, rows, panels)
+                    const char *next = panel + size + (b - first) * step * I;
+#define MULTIPLY_AS(q, rows, panels, in_bytes) \
+    multiply_block(room + start * I, panel + (q) * size, scale, bias, y + start * O, I, O, (p + (q)) * NUMBERS, next, step, \
+                   rows, panels, in_bytes)
+#define MULTIPLY(q, rows, panels) (scale ? MULTIPLY_AS(q, rows, panels, 1) : MULTIPLY_AS(q, rows, panels, 0))
                     if (rows == 6) MULTIPLY(0, 6, 1);
                     else if (rows == 5) MULTIPLY(0, 5, 1);
                     else if (rows == 4) MULTIPLY(0, 4, 1);
@@ -232,6 +272,7 @@ void multiply(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *y, int6
                             if (rows == 2) MULTIPLY(q, 2, 1);
                             else MULTIPLY(q, 1, 1);
 #undef MULTIPLY
+#undef MULTIPLY_AS
                 }
             }
         }
@@ -263,12 +304,6 @@ enum { FEW = 16, NEIGHBOURS = 2, TILE_TOKENS = 64, LINE = 32 }; /* LINE: numbers
 
 static inline int64_t blocks_of_a_tile(int64_t block_tokens) {
     return block_tokens < TILE_TOKENS ? TILE_TOKENS / block_tokens : 1;
-}
-
-static inline floats load_floats(const float *from) {
-    floats x;
-    memcpy(&x, from, sizeof x);
-    return x;
 }
 
 static inline void store_floats(float *to, floats x) { memcpy(to, &x, sizeof x); }
@@ -858,7 +893,9 @@ void fill_slots(const Linear *linear, const float *factor, int64_t num, const ch
 
 /* A product and the experts' terms beside it, as `multiply` and `add_terms` take them. */
 typedef struct {
-    const bf16 *weight, *bias;
+    const char *weight;
+    const float *scale;
+    const bf16 *bias;
     int64_t I, O;
     const bf16 *a, *const *b;
     const int64_t *edge;
@@ -896,7 +933,7 @@ typedef struct {
 } Step;
 
 static void apply(const Site *site, const bf16 *x, bf16 *y, const Step *step, int64_t layer, int index) {
-    multiply(x, site->weight, site->bias, y, step->tokens, site->I, site->O, step->room);
+    multiply(x, site->weight, site->scale, site->bias, y, step->tokens, site->I, site->O, step->room);
     if (step->num_runs && step->used[layer][index])
         add_terms(y, site->O, x, site->I, site->a, site->b, site->edge, step->runs, step->slots, step->weight[layer],
                   step->num_runs, site->parts, site->rank, step->h);

@@ -37,7 +37,7 @@ _LONG_QUERIES = 64  # tokens of a step whose attention takes long enough to give
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
     "panel_width": [],
-    "multiply": [_POINTER] * 4 + [_INTEGER] * 3 + [_POINTER],
+    "multiply": [_POINTER] * 5 + [_INTEGER] * 3 + [_POINTER],
     "add_norm": [_POINTER] * 4 + [_INTEGER] * 2 + [_FLOAT],
     "swiglu": [_POINTER] * 2 + [_INTEGER] * 2,
     "rotate_and_store": [_POINTER] * 5 + [_INTEGER] * 6,
@@ -123,13 +123,18 @@ class Kernels:
         filled_OI = pad(weight_OI, (0, 0, 0, -len(weight_OI) % width))
         return filled_OI.view(-1, width, weight_OI.shape[1]).transpose(1, 2).contiguous()
 
-    def multiply(self, x_TI: Tensor, panels: Tensor, bias_O: Tensor | None, width: int) -> Tensor:
-        """[T, I] -> [T, O]: x W^T + b, where W has `width` rows O. A row's result is the same among any others."""
+    def multiply(
+        self, x_TI: Tensor, panels: Tensor, scales: Tensor | None, bias_O: Tensor | None, width: int
+    ) -> Tensor:
+        """[T, I] -> [T, O]: x W^T + b, where W has `width` rows O. A row's result is the same among any others.
+
+        Panels are bf16, or int8 with `scales`: fp32, one for each column of the panels.
+        """
         x_TI = x_TI.contiguous()
         y_TO = x_TI.new_empty(len(x_TI), width)
         room = torch.empty(x_TI.numel(), dtype=torch.float32)
-        bias = None if bias_O is None else bias_O.data_ptr()
-        pointers = (x_TI.data_ptr(), panels.data_ptr(), bias, y_TO.data_ptr())
+        scale, bias = (None if tensor is None else tensor.data_ptr() for tensor in (scales, bias_O))
+        pointers = (x_TI.data_ptr(), panels.data_ptr(), scale, bias, y_TO.data_ptr())
         self._releasing.multiply(*pointers, *x_TI.shape, width, room.data_ptr())
         return y_TO
 

@@ -13,7 +13,7 @@ from expert_store import ExpertStore, ExpertVersion, Indicators
 from server.engine import Branches, Engine, Sampling
 from server.engine.runner import Runner
 from server.errors import BaseModelError
-from server.model.base import load_base
+from server.model.base import DtypeName, load_base
 from server.model.chat import ChatFormat, Prompt
 from server.model.native import load_kernels
 from tests.engine.conftest import ADAPTERS, Recorder, World, small_config
@@ -215,11 +215,19 @@ def test_a_short_prompt_and_all_its_probes_are_one_step(world: World) -> None:
     assert step.sequences == 4
 
 
-@pytest.mark.parametrize("with_kernels", [False, True])
-def test_bf16_logits_stay_within_tolerance_of_peft(world: World, tmp_path: Path, with_kernels: bool) -> None:
-    """Root mean square difference below 0.06 of the logits' spread: bf16 rounds each of the layers' sums to 8 bits."""
-    base = load_base(str(world.folder), dtype="bf16", device="cpu", cache=tmp_path)
-    config = replace(small_config(), kernels=load_kernels(tmp_path) if with_kernels else None)
+@pytest.mark.parametrize(("dtype", "with_kernels"), [("bf16", False), ("bf16", True), ("int8", True)])
+def test_rounded_logits_stay_within_tolerance_of_peft(
+    world: World, tmp_path: Path, dtype: DtypeName, with_kernels: bool
+) -> None:
+    """Root mean square difference below 0.06 of the logits' spread: bf16 rounds each of the layers' sums to 8 bits.
+
+    So does int8, whose base has been rounded for PEFT as well: no expert was.
+    """
+    kernels = load_kernels(tmp_path) if with_kernels else None
+    if dtype == "int8" and kernels is None:
+        pytest.skip("no kernels here, so no int8")
+    base = load_base(str(world.folder), dtype=dtype, device="cpu", cache=tmp_path, kernels=kernels)
+    config = replace(small_config(), kernels=kernels)
     engine = Engine(base, ChatFormat(base.tokenizer), config, Recorder())
     engine.start()
     rendered, shared = prompt_of(world, 1), world.chat.indicator_tokens(Indicators()).shared
@@ -233,6 +241,8 @@ def test_bf16_logits_stay_within_tolerance_of_peft(world: World, tmp_path: Path,
         for name, expert in world.experts.items():
             for adapter, actual in zip((None, world.adapters[name]), asyncio.run(logits(expert)), strict=True):
                 model = tiny.oracle(world.folder, adapter, torch.bfloat16).eval()
+                if dtype == "int8":
+                    tiny.round_linears(model)
                 with torch.no_grad():
                     expected = model(input_ids=torch.tensor([list(prompt.tokens)])).logits[0, -1].float()
                 error = (actual - expected).square().mean().sqrt() / expected.std()

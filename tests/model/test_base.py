@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from server.errors import BaseModelError
 from server.model import base as module
 from server.model.base import load_base
 from server.model.native import Kernels
@@ -64,3 +65,14 @@ def test_a_base_is_in_bf16_where_that_is_fast(
     assert base.dtype == dtype
     named = load_base(folder, dtype="fp32", device="cpu", cache=tmp_path, kernels=kernels if with_kernels else None)
     assert named.dtype == torch.float32
+
+
+def test_int8_is_for_a_family_the_kernels_compute(tmp_path: Path, kernels: Kernels) -> None:
+    folders = {name: str(tiny.write_base(tmp_path / name, name)) for name in ("llama", "gpt2")}
+    base = load_base(folders["llama"], dtype="int8", device="cpu", cache=tmp_path, kernels=kernels)
+    assert (base.format, base.dtype) == ("int8", torch.bfloat16)
+    assert base.spec.fingerprint == load_base(folders["llama"], device="cpu", cache=tmp_path).spec.fingerprint
+    with pytest.raises(BaseModelError, match="'gpt2' is not computed by the kernels; leave --dtype at auto"):
+        load_base(folders["gpt2"], dtype="int8", device="cpu", cache=tmp_path, kernels=kernels)
+    with pytest.raises(BaseModelError, match=r"there are none.*leave --dtype at auto"):
+        load_base(folders["llama"], dtype="int8", device="cpu", cache=tmp_path)

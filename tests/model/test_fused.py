@@ -57,11 +57,12 @@ def run(
     slots_T: Sequence[Slots | Blend | None] = SLOTS_T,
     copies: Sequence[tuple[int, int, int]] = (),
     states: StateSums | None = None,
+    in_int8: bool = False,
 ) -> Logits:
     like = next(base.model.parameters())
     new_arena = arena_maker(base.spec.linears, num_slots=NUM_SLOTS, slot_rank=SLOT_RANK, like=like, kernels=kernels)
     decoder = (
-        FusedDecoder(base.model, new_arena, kernels)
+        FusedDecoder(base.model, new_arena, kernels, in_int8=in_int8)
         if fused
         else GenericDecoder(base.model, list(base.spec.linears), new_arena)
     )
@@ -123,6 +124,22 @@ def test_kernels_equal_transformers(
     assert error(in_kernels) < 1.2 * error(in_torch)  # fewer roundings, so hardly ever worse
 
 
+@pytest.mark.parametrize("multiplies_bf16", [False, True])  # int8 is for the kernels in any case
+@pytest.mark.parametrize("family", FUSIBLE)
+def test_int8_equals_transformers_with_the_same_weights(
+    family: str, multiplies_bf16: bool, kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "multiplies_bf16", lambda _: multiplies_bf16)
+    folder = str(tiny.write_base(tmp_path / "base", family))
+    rounded = load_base(folder, dtype="fp32", device="cpu", cache=tmp_path)
+    tiny.round_linears(rounded.model)
+    expected = logits(rounded, fused=False)
+    base = load_base(folder, dtype="int8", device="cpu", cache=tmp_path, kernels=kernels)
+    actual = run(base, fused=True, kernels=kernels, in_int8=base.in_int8).all_WV.float()
+    assert float((actual - expected).square().mean().sqrt() / expected.std()) < 5e-2
+
+
+@pytest.mark.parametrize("in_int8", [False, True])
 @pytest.mark.parametrize("copies", [[], [(3, 0, 9), (7, 8, 16)]])
 @pytest.mark.parametrize("experts", ["none", "one each", "blended"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])  # Qwen3 norms heads, so its layers go one by one
@@ -130,11 +147,12 @@ def test_all_layers_in_one_call_are_the_loop_bit_for_bit(
     family: str,
     experts: str,
     copies: list[tuple[int, int, int]],
+    in_int8: bool,
     kernels: Kernels,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(products, "multiplies_bf16", lambda _: False)
+    monkeypatch.setattr(products, "multiplies_bf16", lambda _: in_int8)
     calls: list[int] = []
     run_layers = Kernels.run_layers
     monkeypatch.setattr(Kernels, "run_layers", lambda self, *given: (calls.append(1), run_layers(self, *given)))
@@ -149,7 +167,7 @@ def test_all_layers_in_one_call_are_the_loop_bit_for_bit(
 
     def logits_of(states: StateSums | None) -> Logits:
         fresh = load_base(str(folder), dtype="bf16", device="cpu", cache=tmp_path)
-        return run(fresh, fused=True, kernels=kernels, slots_T=slots_T, copies=copies, states=states)
+        return run(fresh, fused=True, kernels=kernels, slots_T=slots_T, copies=copies, states=states, in_int8=in_int8)
 
     at_once, one_by_one = logits_of(None), logits_of(StateSums([(0, 1)]))  # states are looked at between layers
     assert len(calls) == 1

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -150,6 +151,18 @@ def oracle(base_folder: Path, adapter: Path | None, dtype: torch.dtype) -> PreTr
     """transformers' or PEFT's own model, untouched by the engine."""
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=dtype)
     return model if adapter is None else PeftModel.from_pretrained(model, adapter)
+
+
+def round_linears(model: nn.Module) -> None:
+    """Each linear of the base as int8 would have it, head included: 255 levels an output, from its bf16 numbers.
+
+    The embedding stays as it is, also where the head shares its weight.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and "lora_" not in name:
+            weight_OI = module.weight.detach().bfloat16().float()
+            step_O1 = weight_OI.abs().max(dim=1, keepdim=True).values / 127
+            module.weight = nn.Parameter((torch.round(weight_OI / step_O1) * step_O1).to(module.weight.dtype))
 
 
 def oracle_tokens(model: PreTrainedModel | PeftModel, tokens: Sequence[int], count: int) -> list[int]:
