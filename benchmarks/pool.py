@@ -196,7 +196,9 @@ def _formula(given: argparse.Namespace, base: Base, *, with_kernels: bool) -> in
 def _flags(given: argparse.Namespace) -> list[str]:
     sizes = ["--expert-slots", given.slots, "--expert-memory", given.expert_memory, "--kv-memory", KV_BYTES]
     windows = ["--max-rank", given.rank, "--chain-window", 1, "--plain-window", 1]
-    return [*map(str, [*sizes, *windows]), "--base", given.base, "--cache", str(given.cache), "--no-demo"]
+    where = ["--base", given.base, "--cache", str(given.cache), "--no-demo"]
+    # prompts are the same for every working set, which would find in the cache what a smaller one has asked
+    return [*map(str, [*sizes, *windows]), *where, "--no-prefix-cache"]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -203,9 +203,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the prompts; default %(default)s")
     parser.add_argument(
         "--dtypes",
-        type=lambda text: text.split(","),
-        default=list(FORMATS),
-        help=f"number formats to try; default {','.join(FORMATS)}",
+        nargs="+",
+        choices=get_args(DtypeName),
+        default=FORMATS,
+        help=f"to try; default {' '.join(FORMATS)}",
     )
     add_base(parser)
     parser.add_argument("--label", type=label, help="write LABEL.json to benchmarks/results/rounding/")

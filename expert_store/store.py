@@ -195,6 +195,7 @@ class ExpertStore:
         with write_lock(self._layout):
             record = read_record(self._layout)
             if expected_generation is not None and expected_generation != record.generation:
+                self._adopt(self._snapshot(record))  # another process may have made it, and reading again must show it
                 raise GenerationConflict(expected_generation, record.generation)
             _check_order(order, self._snapshot(record))
             return self._commit(record.with_chain(order))

@@ -25,6 +25,7 @@ MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_DIMENSIONS = 8
 _LENGTH_BYTES = 8
 _PIECE_VALUES = 1 << 17
+_TOO_LARGE = 1 << 63  # for a file, and for messages that repeat it
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 
 
@@ -138,7 +139,7 @@ def _tensor(key: str, entry: Any, data_start: int) -> Tensor:
 def _are_counts(value: Any, fewest: int, most: int) -> bool:
     if not isinstance(value, list) or not fewest <= len(value) <= most:
         return False
-    return all(type(item) is int and item >= 0 for item in value)
+    return all(type(item) is int and 0 <= item < _TOO_LARGE for item in value)
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -103,8 +103,12 @@ def _files_to_send(folder: Path) -> dict[str, Path]:
 
 
 def _segment(name: str) -> str:
-    """One segment of a path, whatever is in it."""
-    return str(httpx.URL("/").copy_with(path=f"/{name}").raw_path, "ascii").lstrip("/").replace("/", "%2F")
+    """One segment of a path, whatever is in it. Raises ClientError for what no URL can hold."""
+    try:
+        path = httpx.URL("/").copy_with(path=f"/{name}").raw_path
+    except httpx.InvalidURL as error:
+        raise ClientError(f"{name[:80]!r} cannot be the name of an expert, a version or an alias: {error}") from error
+    return str(path, "ascii").lstrip("/").replace("/", "%2F")
 
 
 def _call(method: str, url: str, path: str, **content: Any) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def _call(method: str, url: str, path: str, **content: Any) -> dict[str, Any]:
         raise ClientError(
             f"no server answers at {url}: start one with `relay serve`, or say where it is with --url or RELAY_URL"
         ) from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a host that IDNA does not know
         raise ClientError(f"{url} could not be asked: {error}") from error
     return _answer(response, url)
 

@@ -239,7 +239,7 @@ class Metrics:
 
     def _count_decision(self, decision: Decision, *, refused: bool) -> None:
         self.decisions.labels(decision.router, decision.reason, self._answered_by(decision)).inc()
-        if decision.router == "chain":
+        if decision.router == "chain" and decision.is_routed:
             for considered in decision.considered:
                 verdict = "accept" if considered.accepted else "reject"
                 self.verdicts.labels(self._label(considered.expert), verdict).inc()

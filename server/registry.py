@@ -215,29 +215,27 @@ class Registry:
         Raises UnknownExpert, UnknownVersion, VersionInUse.
         """
         doomed = self._store.catalog.resolve(f"{name}@{version}")
-        catalog = await in_background(lambda: self._store.delete_version(name, version, keep_files=True))
+        catalog = await self._changed(lambda: self._store.delete_version(name, version, keep_files=True))
         self._pins.delete(doomed)
-        if name not in catalog.experts:
-            self._metrics.forget(name)
         log.info("deleted", expert=doomed.ref, catalog_generation=catalog.generation)
         return catalog
 
     async def set_alias(self, name: str, alias: str, version: int) -> Catalog:
         """Raises InvalidName, UnknownExpert, UnknownVersion."""
-        catalog = await in_background(lambda: self._store.set_alias(name, alias, version))
+        catalog = await self._changed(lambda: self._store.set_alias(name, alias, version))
         log.info("alias_set", expert=name, alias=alias, version=version)
         return catalog
 
     async def remove_alias(self, name: str, alias: str) -> Catalog:
         """Raises UnknownExpert, UnknownAlias."""
-        catalog = await in_background(lambda: self._store.remove_alias(name, alias))
+        catalog = await self._changed(lambda: self._store.remove_alias(name, alias))
         log.info("alias_removed", expert=name, alias=alias)
         return catalog
 
     async def set_chain(self, order: tuple[str, ...], *, expected_generation: int | None) -> Catalog:
         """Raises UnknownExpert, InvalidChain, GenerationConflict."""
         try:
-            catalog = await in_background(lambda: self._store.set_chain(order, expected_generation))
+            catalog = await self._changed(lambda: self._store.set_chain(order, expected_generation))
         except UnknownExpert as error:
             error.field = "order"
             raise
@@ -247,11 +245,19 @@ class Registry:
     async def set_fallback(self, name: str | None) -> Catalog:
         """Raises UnknownExpert, InvalidFallback."""
         try:
-            catalog = await in_background(lambda: self._store.set_fallback(name))
+            catalog = await self._changed(lambda: self._store.set_fallback(name))
         except UnknownExpert as error:
             error.field = "expert"
             raise
         log.info("fallback_set", expert=name, catalog_generation=catalog.generation)
+        return catalog
+
+    async def _changed(self, change: Callable[[], Catalog]) -> Catalog:
+        """What the change makes of the catalog; whoever is gone, by whatever process, is gone from the metrics."""
+        before = self._store.catalog
+        catalog = await in_background(change)
+        for name in before.experts.keys() - catalog.experts.keys():
+            self._metrics.forget(name)
         return catalog
 
     def _check_base(self, draft: ManifestDraft) -> Check:

@@ -122,10 +122,10 @@ def _bind(settings: Settings) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA does not know
         raise _cannot_listen(settings.host, settings.port, error) from error
     return listener
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> StartupFailed:
+def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> StartupFailed:
     return StartupFailed(f"{host}:{port} cannot be listened on ({error}): choose another --host or --port")

@@ -228,11 +228,16 @@ class Service:
         """Raises UnknownExpert, UnknownVersion, UnknownAlias, RouterNotReady."""
         catalog = self._catalog()
         named = _resolve(catalog, query.expert) if query.expert is not None else None
-        plan = self._routers[query.router].plan(catalog) if named is None and query.router != "none" else None
-        if isinstance(plan, GradientPlan):
-            plan = plan.wanted(query.gradient_experts, query.gradient_base_weight)
+
+        def planned(router: ScoringRouter) -> RoutePlan:
+            plan = self._routers[router].plan(catalog)
+            if isinstance(plan, GradientPlan):
+                plan = plan.wanted(query.gradient_experts, query.gradient_base_weight)
+            return plan
+
+        plan = planned(query.router) if named is None and query.router != "none" else None
         fallback = catalog.fallback_expert if query.fallback == "expert" else None
-        shadows = ShadowPlans.of(query.shadow, self._routers, catalog, fallback)
+        shadows = ShadowPlans.of(query.shadow, planned, fallback)
         plan = None if plan is None else with_fallback(plan, fallback)
         return _Case(query.router, catalog, named, plan, shadows)
 

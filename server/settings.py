@@ -29,7 +29,15 @@ MAX_SHORTLIST = 4096
 MAX_GRADIENT_EXPERTS = 16
 MAX_BASE_WEIGHT = 10
 
-Directory = Annotated[Path, AfterValidator(Path.expanduser)]
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+Directory = Annotated[Path, AfterValidator(_expanded)]
 
 
 def _home(variable: str, fallback: str) -> Path:
@@ -190,7 +198,10 @@ def server_url(given: str | None) -> str:
 
 def _config_from_environment() -> Path | None:
     value = os.environ.get(CONFIG_VARIABLE)
-    return Path(value).expanduser() if value else None
+    try:
+        return _expanded(Path(value)) if value else None
+    except ValueError as error:
+        raise SettingsError(f"{CONFIG_VARIABLE}={error}") from error
 
 
 def _check_readable(file: Path) -> None:

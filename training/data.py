@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from server.model.chat import ChatFormat, IndicatorTokens
 from training.errors import InvalidData
@@ -82,14 +83,28 @@ def read_rows(path: Path, *, answers: bool) -> DataFile:
     return DataFile(path, tuple(rows))
 
 
+def read_record(text: str) -> dict[str, Any]:
+    """One line's object. Raises ValueError with what is wrong with it."""
+    try:
+        record = json.loads(text)
+        json.dumps(record, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half of a surrogate pair, which is no character") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise ValueError(f"cannot be read: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    return record
+
+
 def _parse(text: str, line: int, *, answers: bool) -> Row | str:
     """The row, or the reason why it is none."""
     try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg} at column {error.colno}"
-    if not isinstance(record, dict):
-        return "not a JSON object"
+        record = read_record(text)
+    except ValueError as error:
+        return str(error)
     identifier = record.get("id")
     if isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
         return 'needs an "id" that is a string or an integer'

@@ -130,6 +130,7 @@ class _PlanTrainer(Trainer):
             report_to="none",
             disable_tqdm=True,
         )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # one step at a time, also where there are more
         super().__init__(
             model=model,
             args=arguments,

@@ -4,7 +4,7 @@ JSON lines {"id", "expert" (or "task"), "input", "output", optionally "definitio
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +41,15 @@ def read_memory(path: Path, names: Sequence[str]) -> Memory:
     return Memory(file, expert_of)
 
 
+def silent_experts(memory: Memory, names: Sequence[str], rows: Iterable[str]) -> list[str]:
+    """Those of whom none of these rows is, by their ids."""
+    heard = {memory.expert_of[row] for row in rows}
+    return [name for index, name in enumerate(names) if index not in heard]
+
+
 def refuse_silent_experts(memory: Memory, names: Sequence[str]) -> None:
     """Raises InvalidRun: nothing can be learned of an expert without rows."""
-    silent = [name for index, name in enumerate(names) if index not in memory.expert_of.values()]
-    if silent:
+    if silent := silent_experts(memory, names, memory.expert_of):
         raise InvalidRun(
             f"no row of {memory.file.path} is for {', '.join(silent)}: add rows, or leave them out with --expert"
         )

@@ -33,7 +33,7 @@ from training.data import Example, digest_files, digest_roles, refuse_seen, spli
 from training.errors import InvalidRun
 from training.gate_network import RouterRunner, RouterSteps, TrainedGates
 from training.loop import LoopOptions, run_plan
-from training.memory import Memory, MemoryEncoder, read_memory, refuse_silent_experts
+from training.memory import Memory, MemoryEncoder, read_memory, refuse_silent_experts, silent_experts
 from training.output import open_folder, remove_checkpoints
 from training.progress import RunObserver
 
@@ -180,7 +180,14 @@ def _examples(base: Base, data: RouterData, options: RouterOptions) -> tuple[lis
     examples = encoder.encode(data.memory.file)
     if data.held_out is not None:
         return examples, encoder.encode(data.held_out.file)
-    return split_holdout(examples, share=options.holdout, at_most=128, seed=options.seed)
+    kept, held_out = split_holdout(examples, share=options.holdout, at_most=128, seed=options.seed)
+    names = [expert.name for expert in data.experts]
+    if silent := silent_experts(data.memory, names, [example.row.id for example in kept]):
+        raise InvalidRun(
+            f"all rows of {', '.join(silent)} were held out: add some to {data.memory.file.path}, or hold out others "
+            "with --seed, or those of another file with --eval-memory"
+        )
+    return kept, held_out
 
 
 def _quality(

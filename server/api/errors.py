@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from expert_store import errors as store_errors
 from server import errors as relay_errors
@@ -150,10 +151,13 @@ def install_error_handlers(app: FastAPI) -> None:
         api_error = translate(error)
         if isinstance(error, HTTPException) and error.status_code in (404, 405):
             api_error = replace(api_error, message=_not_served(request))
+        headers = getattr(error, "headers", None)
+        if api_error.kind.status == 405:
+            headers = {"Allow": ", ".join(_served_methods(request))}
         serving = try_serving(request)
         if serving is not None:
             serving.metrics.on_error(api_error.kind.code)
-        return error_response(api_error, headers=getattr(error, "headers", None))
+        return error_response(api_error, headers=headers)
 
     async def answer_nobody(_: Request, __: Exception) -> Response:
         return Response(status_code=400)  # the client has gone; nobody reads this
@@ -173,6 +177,16 @@ def error_response(error: ApiError, *, headers: Mapping[str, str] | None = None)
 
 def _not_served(request: Request) -> str:
     return f"{request.method} {request.scope['path'][:_SHOWN_CHARS]} is not served here: see /docs"
+
+
+def _served_methods(request: Request) -> list[str]:
+    """Those of the request's path. Starlette names those of the first route alone."""
+    routes = request.app.routes
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in routes)
+    ]
 
 
 def _first_problem(problems: Sequence[Any], *, where_parts: int = 0) -> ApiError:

@@ -93,7 +93,7 @@ class CompletionRequest(SamplingFields):
     logprobs: Annotated[int | None, _only(None)] = Field(None, description="Only null.")
     suffix: Annotated[str | None, _only("")] = Field(None, description="Only empty.")
     frequency_penalty: Annotated[float | None, _only(0)] = Field(None, description="Only 0.")
-    logit_bias: Annotated[dict[str, float] | None, _only({})] = Field(None, description="Only empty.")
+    logit_bias: Annotated[dict[str, Any] | None, _only({})] = Field(None, description="Only empty.")
     use_beam_search: Annotated[bool | None, _only(False)] = Field(None, description="Only false.")
     length_penalty: Annotated[float | None, _only(1)] = Field(None, description="Only 1.")
     skip_special_tokens: Annotated[bool | None, _only(True)] = Field(None, description="Only true.")

@@ -44,7 +44,10 @@ Generation = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class RequestModel(BaseModel):
-    """Base of every request body."""
+    """Base of every request body.
+
+    Its tuples fail fast: telling what is wrong with each of half a million items would hold up everybody for seconds.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -69,7 +72,11 @@ class PromptRequest(RequestModel):
 
     prompt: str | None = Field(None, min_length=1, description="One user message; give this or `messages`.")
     messages: tuple[ChatMessage, ...] | None = Field(
-        None, min_length=1, max_length=MAX_MESSAGES, description="A conversation; give this or `prompt`."
+        None,
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
+        description="A conversation; give this or `prompt`.",
     )
     router: RouterName | None = Field(
         None,
@@ -100,7 +107,10 @@ class PromptRequest(RequestModel):
         "together; 0 leaves it out. Default: the server's setting.",
     )
     shadow: tuple[ScoringRouter, ...] = Field(
-        (), max_length=3, description="Routers to score for the same prompt, without acting on what they say."
+        (),
+        max_length=3,
+        fail_fast=True,
+        description="Routers to score for the same prompt, without acting on what they say.",
     )
 
     @model_validator(mode="after")
@@ -205,7 +215,9 @@ class ChainRequest(RequestModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"order": ["sql", "dates"], "generation": 17}]})
 
     order: tuple[Ref, ...] = Field(
-        max_length=MAX_CHAIN, description="Experts to ask, first to last; those left out are not asked."
+        max_length=MAX_CHAIN,
+        fail_fast=True,
+        description="Experts to ask, first to last; those left out are not asked.",
     )
     generation: Generation | None = Field(
         None, description="Change only if the catalog is still at this generation, else 409."

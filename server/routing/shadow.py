@@ -5,16 +5,16 @@ is time until the first token, which `Shadow.seconds` says.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
-from expert_store import Catalog, ExpertVersion, StoreError
+from expert_store import ExpertVersion, StoreError
 from server.engine.types import Branches
 from server.errors import RelayError
 from server.model.chat import Prompt
-from server.routing.base import Decision, RoutePlan, Router, RoutingSession, ScoringRouter, Shadow, Shortlist
+from server.routing.base import Decision, RoutePlan, RoutingSession, ScoringRouter, Shadow, Shortlist
 from server.routing.fallback import with_fallback
 
 log = structlog.get_logger()
@@ -31,12 +31,12 @@ class ShadowPlans:
     def of(
         cls,
         names: Sequence[ScoringRouter],
-        routers: Mapping[ScoringRouter, Router],
-        catalog: Catalog,
+        plan: Callable[[ScoringRouter], RoutePlan],
         fallback: ExpertVersion | None = None,
     ) -> "ShadowPlans":
-        """`fallback` answers where nobody accepts; None is the base model."""
-        return cls({name: _plan(routers[name], catalog, fallback) for name in names})
+        """`plan` makes a router's, or raises what keeps it from being ready. `fallback` answers where nobody accepts;
+        None is the base model."""
+        return cls({name: _planned(name, plan, fallback) for name in names})
 
     @property
     def readable(self) -> list[ExpertVersion]:
@@ -66,9 +66,11 @@ class ShadowPlans:
         return [plan for plan in self.plans.values() if not isinstance(plan, str)]
 
 
-def _plan(router: Router, catalog: Catalog, fallback: ExpertVersion | None) -> RoutePlan | str:
+def _planned(
+    name: ScoringRouter, plan: Callable[[ScoringRouter], RoutePlan], fallback: ExpertVersion | None
+) -> RoutePlan | str:
     try:
-        return with_fallback(router.plan(catalog), fallback)
+        return with_fallback(plan(name), fallback)
     except (RelayError, StoreError) as error:
         return error.message
     except Exception:

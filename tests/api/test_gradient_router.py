@@ -248,6 +248,8 @@ async def test_it_can_be_the_default_and_a_shadow(start: Start, pool: dict[str, 
         body = {"prompt": "hi", "router": "chain", "shadow": ["gradient"]}
         [shadow] = (await world.ask("POST", "/route", body)).json()["routing"]["shadow"]
         assert (shadow["problem"], len(shadow["experts"])) == (None, 2)
+        [shadow] = (await world.ask("POST", "/route", body | {"gradient_experts": 1})).json()["routing"]["shadow"]
+        assert len(shadow["experts"]) == 1
         assert world.engine.sessions[-1].branches.mixed == 0
 
 

@@ -35,7 +35,7 @@ def test_fp32_does_not_differ_and_each_rounding_more_than_the_one_before(
     dtypes = ["fp32", "bf16"] if load_kernels(tmp_path) is None else ["fp32", "bf16", "int8"]
     folder = tiny.write_base(tmp_path / "base")
     flags = ["--base", str(folder), "--cache", str(tmp_path), "--prompts", "2", "--max-tokens", "6"]
-    assert main([*flags, "--dtypes", ",".join(dtypes), "--label", "tried"], results=tmp_path) == 0
+    assert main([*flags, "--label", "tried", "--dtypes", *dtypes], results=tmp_path) == 0
     costs = json.loads((tmp_path / "tried.json").read_text())["costs"]
     assert [cost["dtype"] for cost in costs] == dtypes
     assert {cost["answers"] for cost in costs} == {12}

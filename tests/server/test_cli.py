@@ -312,6 +312,10 @@ def test_a_server_that_is_not_there_or_is_another_one() -> None:
     status, output = relay("experts", "show", "something-else")
     assert (status, "not as a LoRA Relay server does" in output) == (1, True)
     assert relay("experts", "list", "--url", "nonsense")[0] == 1
+    status, output = relay("experts", "list", "--url", "http://a..b:1")
+    assert (status, "http://a..b:1 could not be asked" in output) == (1, True)
+    status, output = relay("experts", "show", "a\tb")
+    assert (status, "cannot be the name of an expert" in output) == (1, True)
 
 
 def test_verify_reads_a_store_without_a_server(tmp_path: Path) -> None:
@@ -358,6 +362,8 @@ def test_a_bad_setting_is_told_in_one_line() -> None:
     assert "--port" in output
     assert "fp8" in output
     assert "Traceback" not in output
+    status, output = relay("serve", "--store", "~nobody-of-that-name/store")
+    assert (status, "--store: ~nobody-of-that-name/store" in output, "Traceback" in output) == (1, True, False)
 
 
 def test_serve_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_a_fallback_counts_by_reason_and_by_what_was_done() -> None:
 def test_only_the_chain_has_a_length() -> None:
     metrics = new_metrics()
     metrics.on_request(record(Decision("learned", None, None, True, "no_acceptance", (), 7)))
+    metrics.on_request(record(Decision("chain", SQL, None, False, "pinned", (), 7)))
     assert value(metrics, "chain_length_count") == 0
     metrics.on_request(record(Decision("chain", None, None, True, "no_acceptance", (), 7)))
     assert value(metrics, "chain_length_count") == 1

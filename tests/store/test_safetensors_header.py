@@ -83,6 +83,8 @@ def test_a_header_that_is_not_as_specified_is_refused(path: Path, header: bytes)
         entry(shape=(True, 2)),
         entry(shape=(3,)),
         entry(shape=(2**40, 2**40)),
+        entry(shape=(10**3000, 10**3000)),
+        entry(begin=10**4200, end=10**4200 + 8),
         entry(shape=(1,) * 9 + (2,)),
         entry(dtype="F64"),
         entry(dtype="I8"),

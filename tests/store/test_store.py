@@ -325,6 +325,14 @@ def test_an_order_decided_on_an_old_catalog_is_refused(store: ExpertStore) -> No
     assert store.set_chain(["sql"], expected_generation=2).generation == 3
 
 
+def test_a_conflict_with_another_process_is_over_once_the_catalog_is_read_again(store: ExpertStore) -> None:
+    other = ExpertStore.open(store.root)
+    publish(other, "sql")
+    with pytest.raises(GenerationConflict):
+        store.set_chain([], expected_generation=store.catalog.generation)
+    assert store.set_chain(["sql"], expected_generation=store.catalog.generation).chain == ("sql",)
+
+
 def test_the_fallback_is_a_live_version_and_follows_its_alias(store: ExpertStore) -> None:
     publish(store, "sql")
     publish(store, "sql")

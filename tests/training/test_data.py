@@ -67,6 +67,9 @@ def make_file(inputs: Sequence[str], *, answers: bool = True) -> DataFile:
         ('{"id": 1, "input": "x", "output": "y", "definition": 5}', '"definition" must be a string, not int'),
         ('{"id": 1, "input": ', "not valid JSON: Expecting value at column 20"),
         ('["x", "y"]', "not a JSON object"),
+        (f'{{"id": {"1" * 5000}, "input": "x", "output": "y"}}', "cannot be read: Exceeds the limit"),
+        ('{"id": 1, "input": ' + "[" * 100_000, "cannot be read: maximum recursion depth"),
+        (r'{"id": 1, "input": "\ud800", "output": "y"}', "holds half of a surrogate pair"),
     ],
 )
 def test_a_bad_line_is_named_with_its_number_and_reason(tmp_path: Path, line: str, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,15 @@ def test_bad_rows_are_named_by_their_line(routed: Routed, tmp_path: Path) -> Non
     path.write_text(json.dumps(rows[0]))
     with pytest.raises(InvalidRun, match="foxes"):
         read_router_data(routed.experts, path, None)
+
+
+def test_an_expert_whose_only_row_is_held_out_is_named(routed: Routed, tmp_path: Path) -> None:
+    path = tmp_path / "memory.jsonl"
+    rows = [{"id": name, "expert": name, "input": name, "output": "b"} for name in ("dogs", "foxes")]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    alone = replace(routed, memory=path)
+    with pytest.raises(InvalidRun, match=r"all rows of (dogs|foxes) were held out: .*--eval-memory"):
+        train(alone, tmp_path / "out")
 
 
 def test_held_out_rows_are_not_those_of_the_memory(routed: Routed, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from statistics import mean, median
 from typing import Protocol
 
 from training.evaluate.adapters import GatedLora, SeeExpert, TunedLora
-from training.evaluate.answerers import Answer, Answerer, Chain, OutsideTheServer
+from training.evaluate.answerers import Answer, Answerer, Chain, OutsideTheServer, Picked
 from training.evaluate.asking import Questioner
 from training.evaluate.methods import METHODS, Stages
 from training.evaluate.scores import (
@@ -196,8 +196,9 @@ def _fallback(course: Course, asking: Questioner) -> dict[str, float]:
 
 
 def _costs(course: Course, asking: Questioner, progress: Progress) -> Costs | None:
+    """None where what routes or answers is not played by the server: it would cost nothing there."""
     progress.advance(1)
-    if isinstance(course.final, OutsideTheServer):
+    if isinstance(course.final, OutsideTheServer | Picked):
         return None
     budget = course.setting.budget
     samples = [sample for task in course.setting.tasks for sample in task.held_out[: budget.cost_rows]]

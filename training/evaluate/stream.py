@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.data import Row, split_lines
+from training.data import Row, read_record, split_lines
 from training.demo.tasks import general_rows
 from training.errors import InvalidData, InvalidRun
 from training.evaluate.budget import Budget
@@ -155,11 +155,11 @@ def _read(path: Path, task: str, budget: Budget, kind: PromptKind, *, at_most: i
 def _sample(line: str, task: str, budget: Budget, kind: PromptKind) -> Sample | str:
     """The sample, or the reason why it is none."""
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg}"
+        record = read_record(line)
+    except ValueError as error:
+        return str(error)
     fields = ("id", "definition", "input", "output")
-    if not isinstance(record, dict) or any(not isinstance(record.get(field), str) for field in fields):
+    if any(not isinstance(record.get(field), str) for field in fields):
         return f"needs the strings {', '.join(fields)}"
     if not record["input"].strip() or not record["output"].strip():
         return "input or output is empty"

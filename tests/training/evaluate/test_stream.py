@@ -71,9 +71,11 @@ def test_mistakes_are_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRun, match=r"--tasks lazy,sleep: .* has jump, lazy, paris"):
         settings(data, "lazy", "sleep")
     row = {"id": "1", "definition": "d", "input": "i", "output": "o"}
-    (tmp_path / "a.train.jsonl").write_text(json.dumps(row) + "\n{}\n" + json.dumps(row) + "\n")
+    (tmp_path / "a.train.jsonl").write_text(json.dumps(row) + "\n{}\n" + json.dumps(row) + "\n[1]")
     (tmp_path / "a.eval.jsonl").write_text(json.dumps(row))
-    with pytest.raises(InvalidData, match=r"line 2: needs the strings id.*\n.*line 3: id 'a/1' is used twice"):
+    with pytest.raises(
+        InvalidData, match=r"line 2: needs the strings id.*\n.*line 3: id 'a/1' is used twice\n.*line 4: not a JSON obj"
+    ):
         settings(tmp_path, "a")
     (tmp_path / "a.train.jsonl").write_text(json.dumps(row))
     with pytest.raises(InvalidRun, match="each of its rows is a training row as well"):
