@@ -19,19 +19,24 @@ def describe_run(command: str) -> dict[str, Any]:
         "command": command,
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": {
-            "processor": _processor(),
-            "instructions": torch.backends.cpu.get_cpu_capability(),
-            "multiplies_bf16": multiplies_bf16(torch.device("cpu")),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "machine": describe_machine(),
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
         },
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """What times depend on."""
+    return {
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "multiplies_bf16": multiplies_bf16(torch.device("cpu")),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 

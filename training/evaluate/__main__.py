@@ -20,7 +20,9 @@ from transformers.utils import logging
 
 from server.environment import describe_run
 from server.errors import RelayError
-from server.model.base import BUNDLED, load_base
+from server.model.base import BUNDLED, choose_dtype, load_base
+from server.model.fused import fusible
+from server.model.native import load_kernels
 from training.cli import default_cache
 from training.errors import InvalidRun, TrainingError
 from training.evaluate.asking import Book, questioner
@@ -123,7 +125,16 @@ def _budget(given: argparse.Namespace) -> Budget:
 def _source(given: argparse.Namespace) -> BaseSource:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     loaded = load_base(given.base, device=given.device, cache=given.cache)
-    return BaseSource(given.base, given.cache, given.device, loaded.spec.fingerprint)
+    kernels = load_kernels(given.cache) if loaded.device.type == "cpu" else None
+    with_kernels = kernels is not None and fusible(loaded.model.config)
+    trained, served = loaded.dtype, choose_dtype("auto", loaded.device, with_kernels=with_kernels)
+    return BaseSource(
+        given.base,
+        given.cache,
+        given.device,
+        loaded.spec.fingerprint,
+        *(f"{str(dtype).removeprefix('torch.')} on {loaded.device.type}" for dtype in (trained, served)),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from server.environment import describe_machine
 from server.own_server import own_server
 from training.data import split_lines
 from training.evaluate.answerers import Answer, Answerer, OutsideTheServer, Served
@@ -101,7 +102,8 @@ class Questioner:
     def costs(self, answerer: Answerer, samples: Sequence[Sample], *, answer_tokens: int) -> list[Cost]:
         """Of each sample alone; every expert has answered once before, so that none is being loaded."""
         served = _served(answerer)
-        keys = [self._digest(served, sample, f"cost\n{answer_tokens}") for sample in samples]
+        what = f"cost\n{answer_tokens}\n{json.dumps(describe_machine())}"
+        keys = [self._digest(served, sample, what) for sample in samples]
         self._prepare(served, keys)
 
         def ask(sample: Sample) -> dict[str, Any]:
@@ -136,7 +138,7 @@ class Questioner:
 
     def _digest(self, served: Served, sample: Sample, what: str) -> str:
         """Of everything that decides what is kept by it; the base too, which plays a part in every answer."""
-        parts = (self._workshop.base_fingerprint, served.identity(self._pool, sample), what, sample.prompt)
+        parts = (self._workshop.served_base, served.identity(self._pool, sample), what, sample.prompt)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
     def _answer(self, body: Mapping[str, Any]) -> Answer:

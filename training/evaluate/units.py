@@ -22,6 +22,7 @@ from transformers.utils import logging
 from server.model.base import Base, load_base
 from training.errors import TrainingError
 
+USUAL = "bfloat16 on cpu"  # not told in keys, which are older than the difference
 _FORMAT = 1  # raised where the same inputs no longer give the same result
 _DONE = "done.json"
 _SPENT = "spent.json"
@@ -35,12 +36,15 @@ class UnitFailed(TrainingError):
 
 @dataclass(frozen=True)
 class BaseSource:
-    """Where the base comes from, so that every process can load it."""
+    """Where the base comes from, so that every process can load it; and in which number format, on which kind of
+    device, it is trained on and served, which the same weights leave open."""
 
     source: str
     cache: Path
     device: str
     fingerprint: str
+    trained_in: str = USUAL
+    served_in: str = USUAL
 
     def load(self) -> Base:
         return load_base(self.source, device=self.device, cache=self.cache)
@@ -98,8 +102,10 @@ class Workshop:
         self._keys: dict[int, tuple[Unit, str]] = {}
 
     @property
-    def base_fingerprint(self) -> str:
-        return self._base.fingerprint
+    def served_base(self) -> str:
+        """What answers depend on beside the units."""
+        base = self._base
+        return base.fingerprint if base.served_in == USUAL else f"{base.fingerprint} in {base.served_in}"
 
     def key(self, unit: Unit) -> str:
         """A digest of everything that decides the unit's result; equal keys are the same unit."""
@@ -107,6 +113,8 @@ class Workshop:
         if known is None:
             parents = [self.key(parent) for parent in unit.parents]
             identity = {"unit": type(unit).__name__, "base": self._base.fingerprint, "format": _FORMAT}
+            if self._base.trained_in != USUAL:
+                identity["in"] = self._base.trained_in
             text = json.dumps({**identity, **unit.identity(), "parents": parents}, sort_keys=True)
             known = unit, hashlib.sha256(text.encode()).hexdigest()[:16]
             self._keys[id(unit)] = known

@@ -91,8 +91,16 @@ def test_equal_inputs_are_one_unit_and_parents_come_first(workshop: Workshop) ->
 
 
 def test_the_base_and_every_input_are_part_of_the_key(workshop: Workshop, base_source: BaseSource) -> None:
-    other = Workshop(workshop.folder(Sum(1)).parent, replace(base_source, fingerprint="sha256:other"))
-    assert len({workshop.key(Sum(1)), workshop.key(Sum(2)), workshop.key(Sum(1, (Sum(2),))), other.key(Sum(1))}) == 4
+    sources = [replace(base_source, fingerprint="sha256:other"), replace(base_source, trained_in="float32 on cpu")]
+    others = [Workshop(workshop.folder(Sum(1)).parent, source).key(Sum(1)) for source in sources]
+    assert len({workshop.key(Sum(1)), workshop.key(Sum(2)), workshop.key(Sum(1, (Sum(2),))), *others}) == 5
+
+
+def test_what_serves_a_base_is_part_of_an_answers_key_but_not_of_a_units(base_source: BaseSource) -> None:
+    on_gpu = replace(base_source, served_in="bfloat16 on cuda")
+    here, there = (Workshop(base_source.cache, source) for source in (base_source, on_gpu))
+    assert here.key(Sum(1)) == there.key(Sum(1))
+    assert here.served_base == base_source.fingerprint != there.served_base
 
 
 def test_a_failure_ends_the_run_and_what_was_done_stays_done(workshop: Workshop, tmp_path: Path) -> None:
