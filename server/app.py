@@ -128,7 +128,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     """Everything from settings to a pool of experts, told in a few log lines."""
     base, kernels = await asyncio.to_thread(_load_base, settings)
     store = await asyncio.to_thread(_open_store, settings, base.spec)
-    chat = ChatFormat(base.tokenizer, template=_chat_template(settings))
+    chat = ChatFormat(base.tokenizer, template=_chat_template(settings), num_tokens=base.num_tokens)
     feature = PromptFeature(base, chat)
     metrics = _metrics(settings, base, store)
     gradients = GradientWorker(base, chat)

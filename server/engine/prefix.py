@@ -57,6 +57,8 @@ class PrefixCache:
         for index in range(len(sequence.keys), num_blocks):
             end = (index + 1) * size
             before = sequence.keys[-1] if sequence.keys else b""
-            owner = sequence.digest.encode() if activation is not None and end > activation else b""
+            owner = b""
+            if activation is not None and end > activation:  # of two in one block, the tokens between are another's
+                owner = f"{sequence.digest} {max(0, activation - end + size)}".encode()
             own = array("q", sequence.tokens[end - size : end]).tobytes()
             sequence.keys.append(hashlib.sha256(b"\0".join((before, owner, own))).digest())

@@ -24,6 +24,7 @@ from server.model.paged_kv import Call, PagedKV, SegmentSpan
 IMPLEMENTATION = "relay_paged"
 _GROUPED_QUERIES = 16  # segments up to this many queries share one batched product
 _SCORES = 1 << 26  # in fp32 at a time; a quarter of a gibibyte
+_LARGEST = 2.0**60  # of a key or value; a score sums so many products as a head is wide
 _LIKE_LENGTH = 0.6  # of the longest in the group; less padding would make more groups
 
 
@@ -56,8 +57,7 @@ class AttentionPlan:
         """[T, H, D]: writes the step's keys and values (`kv_TKD` holds K heads of each) into the cache, makes the
         step's copies, then lets every segment attend to its own sequence."""
         cache = self.kv.layers[layer]
-        # A NaN left in a block would reach its next owner through the unused tail: weight 0 times NaN is NaN.
-        cache.view(-1, cache.shape[-1]).index_copy_(0, self._place_TK, kv_TKD.flatten(0, 1).nan_to_num())
+        cache.view(-1, cache.shape[-1]).index_copy_(0, self._place_TK, _harmless(kv_TKD.flatten(0, 1)))
         return self.read(layer, query_THD, scale=scale, window=window, softcap=softcap)
 
     def read(
@@ -361,3 +361,9 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 AttentionInterface.register(IMPLEMENTATION, paged_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
+
+
+def _harmless(kv: Tensor) -> Tensor:
+    """What is left in a block is scored by its next owner, in the unused tail, and then weighs nothing: no number there
+    may make a score that is none, as NaN times 0 and infinity less infinity are."""
+    return kv.nan_to_num(0.0, _LARGEST, -_LARGEST).clamp_(-_LARGEST, _LARGEST)

@@ -105,7 +105,7 @@ def load_base(
         model=model,
         tokenizer=tokenizer,
         spec=describe(model),
-        stop_tokens=_stop_tokens(model.generation_config, tokenizer),
+        stop_tokens=_stop_tokens(model.generation_config, tokenizer, num_logits=model.config.vocab_size),
         max_context=_max_context(model.config),
         in_int8=dtype == "int8",
     )
@@ -175,10 +175,13 @@ def _fingerprint(model: PreTrainedModel) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def _stop_tokens(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _stop_tokens(
+    generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, *, num_logits: int
+) -> frozenset[int]:
+    """Of those that are declared, the ones that can be sampled: a tokenizer may know more than its model."""
     declared = generation.eos_token_id if generation is not None else None
     tokens = declared if isinstance(declared, list) else [declared]
-    return frozenset(t for t in [*tokens, tokenizer.eos_token_id] if t is not None)
+    return frozenset(t for t in [*tokens, tokenizer.eos_token_id] if t is not None and t < num_logits)
 
 
 def _max_context(config: PreTrainedConfig) -> int:

@@ -62,10 +62,14 @@ class IndicatorTokens:
 
 
 class ChatFormat:
-    """Renders conversations the way the base model's chat template wants them."""
+    """Renders conversations the way the base model's chat template wants them. `num_tokens`: what that has embeddings
+    for, where its tokenizer may know more."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, template: str | None = None, num_tokens: int | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._num_tokens = num_tokens
         self._template = template or tokenizer.chat_template or PLAIN_TEMPLATE
         self._indicator_tokens = lru_cache(_KNOWN_INDICATORS)(self._encode_indicators)
 
@@ -121,7 +125,7 @@ class ChatFormat:
         return one, other
 
     def indicator_tokens(self, indicators: Indicators) -> IndicatorTokens:
-        """Raises UnusableIndicators where the tokenizer cannot tell them apart."""
+        """Raises UnusableIndicators where the tokenizer cannot tell them apart or the base lacks a token of them."""
         return self._indicator_tokens(indicators)
 
     def _encode_indicators(self, indicators: Indicators) -> IndicatorTokens:
@@ -131,6 +135,9 @@ class ChatFormat:
             raise _unusable(indicators, "one of them begins with the other")
         if max(lengths) > MAX_INDICATOR_TOKENS:
             raise _unusable(indicators, f"{max(lengths)} tokens are more than {MAX_INDICATOR_TOKENS}")
+        largest = max(*tokens.accept, *tokens.reject)
+        if self._num_tokens is not None and largest >= self._num_tokens:
+            raise _unusable(indicators, f"the base has no embedding for token {largest}: use others")
         return tokens
 
     def encode(self, text: str) -> tuple[int, ...]:

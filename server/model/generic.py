@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from server.errors import BaseModelError
 from server.model.attention import IMPLEMENTATION, AttentionPlan
 from server.model.logits import Logits, Wanted
 from server.model.lora import Arena, LoraArenas, NewArena
@@ -25,6 +26,7 @@ class _Switch:
 
     def __init__(self) -> None:
         self.plan: LoraPlan | None = None
+        self.num_tokens = 0
 
 
 class _AdaptedLinear(nn.Module):
@@ -37,9 +39,15 @@ class _AdaptedLinear(nn.Module):
         self._switch = switch
 
     def forward(self, x: Tensor) -> Tensor:
-        """[1, T, I] -> [1, T, O]."""
+        """[..., I] -> [..., O], of the step's tokens in their order."""
         y: Tensor = self.base(x)
-        self._arena.add(y[0], x[0], self._switch.plan)
+        x_TI = x.reshape(-1, x.shape[-1])
+        if len(x_TI) != self._switch.num_tokens:
+            raise BaseModelError(
+                f"this architecture gives a linear layer {len(x_TI)} of {self._switch.num_tokens} tokens, so that no "
+                "expert could adapt it: it cannot be served"
+            )
+        self._arena.add(y.view(-1, y.shape[-1]), x_TI, self._switch.plan)
         return y
 
 
@@ -75,7 +83,7 @@ class GenericDecoder:
     def _forward(
         self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionPlan, lora: LoraPlan | None, wanted: Wanted
     ) -> Logits:
-        self._switch.plan = lora
+        self._switch.plan, self._switch.num_tokens = lora, len(tokens_T)
         inputs = {
             "input_ids": tokens_T[None],
             "position_ids": positions_T[None],

@@ -105,7 +105,7 @@ def test_probes_share_the_prompt_with_later_requests(world: World, engine: Engin
 
 
 def test_keys_tell_apart_what_differs_in_owner_or_tokens_or_beginning() -> None:
-    blocks = BlockPool(num_blocks=40, block_tokens=4)
+    blocks = BlockPool(num_blocks=60, block_tokens=4)
     cache = PrefixCache(blocks, enabled=True)
 
     def sequence(tokens: list[int], digest: str = "", start: int | None = None) -> Sequence:
@@ -127,6 +127,13 @@ def test_keys_tell_apart_what_differs_in_owner_or_tokens_or_beginning() -> None:
     assert found(sequence([99, *range(1, 12)])) == 0
     assert found(sequence(list(range(13)), digest="sha256:a", start=6)) == 4
     assert found(sequence(list(range(13)), digest="sha256:a", start=0)) == 0
+    woken = sequence(list(range(12)), digest="sha256:a", start=5)
+    blocks.grow(woken.table, 12)
+    woken.computed = 12
+    cache.remember(woken)
+    assert found(sequence(list(range(13)), digest="sha256:a", start=5)) == 12
+    assert found(sequence(list(range(13)), digest="sha256:a", start=6)) == 4
+    assert found(sequence(list(range(13)), digest="sha256:b", start=5)) == 4
 
 
 def test_a_disabled_cache_remembers_nothing() -> None:

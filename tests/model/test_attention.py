@@ -34,6 +34,33 @@ def lay_out(shape: list[tuple[int, int]]) -> tuple[list[SegmentSpan], int]:
 
 
 @pytest.mark.parametrize("few_launches", [False, True])
+@pytest.mark.parametrize("left", [torch.inf, 1e38, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_block_was_left_with_does_not_reach_its_next_owner(
+    dtype: torch.dtype, left: float, few_launches: bool
+) -> None:
+    """Numbers of a broken expert lie behind the own keys of one sequence, and where a shorter one is filled up."""
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    kv = PagedKV(
+        geometry=KVGeometry(1, KV_HEADS, WIDTH), num_blocks=8, block_tokens=CAPACITY, dtype=dtype, device=device
+    )
+    kv.layers[0].normal_()
+
+    def attend(spans: list[SegmentSpan], kv_TKD: torch.Tensor) -> torch.Tensor:
+        plan = plan_attention(spans, kv, few_launches=few_launches)
+        query = torch.randn(len(kv_TKD), HEADS, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
+        return plan.attend(0, query, kv_TKD, scale=0.3)
+
+    signs = torch.randn(2 * CAPACITY, 2 * KV_HEADS, WIDTH).sign().to(dtype)
+    healthy = torch.randn(2, 2 * KV_HEADS, WIDTH).to(dtype)
+    spans = [SegmentSpan(0, 1, 0, [0]), SegmentSpan(1, 1, 5, [2, 3])]
+    expected = attend(spans, healthy)
+    attend([SegmentSpan(0, 2 * CAPACITY, 0, [0, 1])], signs * left)
+    assert torch.equal(attend(spans, healthy), expected)
+
+
+@pytest.mark.parametrize("few_launches", [False, True])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("shape", SHAPES)

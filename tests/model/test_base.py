@@ -1,5 +1,6 @@
 """How much context a base has, and in which number format it is loaded."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,12 @@ def test_int8_is_for_a_family_the_kernels_compute(tmp_path: Path, kernels: Kerne
         load_base(folders["gpt2"], dtype="int8", device="cpu", cache=tmp_path, kernels=kernels)
     with pytest.raises(BaseModelError, match=r"there are none.*leave --dtype at auto"):
         load_base(folders["llama"], dtype="int8", device="cpu", cache=tmp_path)
+
+
+def test_a_token_that_cannot_be_sampled_stops_nothing(tmp_path: Path) -> None:
+    """A tokenizer may know more tokens than its model; none of them may reach the logits."""
+    folder = tiny.write_base(tmp_path)
+    known = load_base(str(folder), dtype="fp32", device="cpu", cache=tmp_path).stop_tokens
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [*known, 400]}))
+    assert load_base(str(folder), dtype="fp32", device="cpu", cache=tmp_path).stop_tokens == known

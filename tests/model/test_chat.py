@@ -6,7 +6,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from server.errors import InvalidRequest
+from expert_store import Indicators
+from server.errors import InvalidRequest, UnusableIndicators
 from server.model.chat import ChatFormat
 from tests.support import tiny
 
@@ -55,3 +56,13 @@ def test_a_prompt_without_tokens_or_with_strange_ones_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequest):
         ChatFormat(tokenizer).raw(prompt)
+
+
+def test_indicators_the_base_has_no_embedding_for_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokenizer may know more tokens than its model."""
+    indicators = Indicators()
+    tokens = ChatFormat(tokenizer).indicator_tokens(indicators)
+    largest = max(*tokens.accept, *tokens.reject)
+    assert ChatFormat(tokenizer, num_tokens=largest + 1).indicator_tokens(indicators) == tokens
+    with pytest.raises(UnusableIndicators, match=f"the base has no embedding for token {largest}"):
+        ChatFormat(tokenizer, num_tokens=largest).indicator_tokens(indicators)

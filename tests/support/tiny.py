@@ -14,6 +14,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -53,6 +54,12 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "qwen3": Qwen3Config(**_SIZES, head_dim=16),
     "mistral": MistralConfig(**_SIZES, sliding_window=24, head_dim=16),
     "gemma2": Gemma2Config(**_SIZES, sliding_window=24, head_dim=16, query_pre_attn_scalar=16),
+    "opt": OPTConfig(  # its MLP is given tokens without a batch dimension
+        **{name: size for name, size in _SIZES.items() if name not in ("intermediate_size", "num_key_value_heads")},
+        ffn_dim=96,
+        word_embed_proj_dim=64,
+        init_std=0.15,
+    ),
     "gpt2": GPT2Config(
         vocab_size=400,
         n_positions=512,
