@@ -58,6 +58,7 @@ RUN pip uninstall --yes --quiet --root-user-action=ignore pip setuptools wheel \
 COPY --from=build /opt/relay /opt/relay
 COPY --from=build /opt/lora-relay /opt/lora-relay
 COPY --chmod=0644 docker/healthcheck.py /opt/lora-relay/healthcheck.py
+COPY --chmod=0755 docker/start.sh /opt/lora-relay/start.sh
 
 ENV PATH="/opt/relay/bin:$PATH" \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -67,7 +68,7 @@ ENV PATH="/opt/relay/bin:$PATH" \
     RELAY_HOST=0.0.0.0 \
     RELAY_PORT=8000 \
     RELAY_STORE=/data/store \
-    RELAY_CACHE=/opt/lora-relay/cache \
+    RELAY_CACHE=/data/cache \
     RELAY_LOG_FORMAT=json
 
 WORKDIR /data
@@ -76,4 +77,5 @@ USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "/opt/lora-relay/healthcheck.py"]
+ENTRYPOINT ["/opt/lora-relay/start.sh"]
 CMD ["relay", "serve"]

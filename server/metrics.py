@@ -82,7 +82,7 @@ class Metrics:
         self.completion_tokens = self._counter("completion_tokens", "Tokens generated, by who answered.", "expert")
         self.computed_tokens = self._counter("computed_tokens", "Tokens run through the model for requests.")
         self.running = self._gauge("requests_running", "Requests the engine is working on.")
-        self.waiting = self._gauge("requests_waiting", "Admitted requests that wait for KV memory.")
+        self.waiting = self._gauge("requests_waiting", "Admitted requests that wait for KV memory or their turn.")
         self.request_seconds = self._histogram("request_seconds", "Arrival to end of a request.", _SECONDS, "endpoint")
         self.stage_seconds = self._histogram(
             "stage_seconds", "Time in one stage: queue, routing or generation.", _SECONDS, "stage"
@@ -133,6 +133,7 @@ class Metrics:
             "prefix_tokens_reused", "Prompt tokens found in the prefix cache instead of computed."
         )
         self.kv_blocks_used = self._gauge("kv_blocks_used", "KV blocks in use now.")
+        self.kv_blocks_reserved = self._gauge("kv_blocks_reserved", "KV blocks that requests in work may come to use.")
         self.kv_blocks_total = self._gauge("kv_blocks", "KV blocks there are.")
 
     def _declare_pool(self) -> None:
@@ -196,6 +197,7 @@ class Metrics:
 
     def on_occupancy(self, occupancy: Occupancy) -> None:
         self.kv_blocks_used.set(occupancy.kv_blocks_used)
+        self.kv_blocks_reserved.set(occupancy.kv_blocks_reserved)
         self.kv_blocks_total.set(occupancy.kv_blocks_total)
         self.slots_used.set(occupancy.slots_used)
         self.slots_total.set(occupancy.slots_total)

@@ -26,6 +26,7 @@ from expert_store import (
     CorruptStore,
     ExpertStore,
     ExpertVersion,
+    GenerationConflict,
     InvalidAdapter,
     InvalidManifest,
     ManifestDraft,
@@ -238,6 +239,9 @@ class Registry:
             catalog = await self._changed(lambda: self._store.set_chain(order, expected_generation))
         except UnknownExpert as error:
             error.field = "order"
+            raise
+        except GenerationConflict as error:
+            error.field = "generation"
             raise
         log.info("chain_set", order=list(order), catalog_generation=catalog.generation)
         return catalog

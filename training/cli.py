@@ -16,7 +16,7 @@ from expert_store import ROUTER_FILE, ExpertStore, StoreError, check_name
 from server.client import add_expert
 from server.errors import RelayError
 from server.model.base import BUNDLED, load_base
-from server.settings import Settings, server_url
+from server.settings import load_settings, server_url
 from training.data import read_rows, refuse_contradictions
 from training.elrea import ElreaOptions
 from training.elrea_command import run_elrea
@@ -467,5 +467,6 @@ def default_cache() -> Path:
 
 
 def _default(setting: str) -> Path:
-    folder: Path = Settings.model_fields[setting].get_default(call_default_factory=True)
+    """As the server has it, from its variables and its config file. Raises SettingsError."""
+    folder: Path = getattr(load_settings({}), setting)
     return folder

@@ -40,7 +40,11 @@ class BodyTooLarge(relay_errors.RelayError):
 
 
 class InvalidField(relay_errors.RelayError):
-    """A form field is unknown, doubled or not what it should be."""
+    """A form field is doubled or not what it should be."""
+
+
+class UnknownField(relay_errors.RelayError):
+    """The form has no such field."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     UnsupportedBody: ErrorKind(415, _INVALID, "unsupported_media_type"),
     BodyTooLarge: ErrorKind(413, _INVALID, "body_too_large"),
     InvalidField: ErrorKind(422, _INVALID, "invalid_field"),
+    UnknownField: ErrorKind(422, _INVALID, "unknown_field"),
     store_errors.StoreError: ErrorKind(500, _SERVER, "store_error"),
     store_errors.InvalidAdapter: ErrorKind(422, _INVALID, "invalid_adapter"),
     store_errors.InvalidManifest: ErrorKind(422, _INVALID, "invalid_manifest"),

@@ -15,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from expert_store import PICKLE_SUFFIXES, InvalidAdapter, breathe
-from server.api.errors import BodyTooLarge, InvalidField, MalformedBody, UnsupportedBody
+from server.api.errors import BodyTooLarge, InvalidField, MalformedBody, UnknownField, UnsupportedBody
 from server.background import in_background
 
 MULTIPART = "multipart/form-data"
@@ -48,7 +48,7 @@ async def receive_form(
 ) -> dict[str, bytes]:
     """Writes the form's files into `folder` while they arrive and returns the text fields.
 
-    Raises UnsupportedBody, MalformedBody, BodyTooLarge, InvalidField, InvalidAdapter (a pickle).
+    Raises UnsupportedBody, MalformedBody, BodyTooLarge, InvalidField, UnknownField, InvalidAdapter (a pickle).
     """
     reader = _FormReader(_boundary(request), folder, fields, max_upload_bytes=max_upload_bytes)
     try:
@@ -202,7 +202,7 @@ class _FormReader:
             return _Part(field, limit, path.open("xb"), bytearray())
         if field in self._fields.texts:
             return _Part(field, self._fields.texts[field], None, bytearray())
-        raise InvalidField(
+        raise UnknownField(
             f"the form has no field {field[:80]!r}: known are {self._fields.known}", param=field[:80] or None
         )
 

@@ -57,7 +57,8 @@ class RegistrationForm:
 async def receive_registration(request: Request, folder: Path, *, max_upload_bytes: int) -> RegistrationForm:
     """Writes an expert's files into `folder` and returns the rest.
 
-    Raises UnsupportedBody, MalformedBody, BodyTooLarge, InvalidField, InvalidAdapter (a pickle), InvalidManifest.
+    Raises UnsupportedBody, MalformedBody, BodyTooLarge, InvalidField, UnknownField, InvalidAdapter (a pickle),
+    InvalidManifest.
     """
     return _form(await receive_form(request, folder, EXPERT_FORM, max_upload_bytes=max_upload_bytes))
 

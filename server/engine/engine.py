@@ -410,6 +410,7 @@ class Engine:
             waiting_sessions=len(self._waiting),
             active_sessions=len(self._active),
             kv_blocks_used=self.blocks.num_used,
+            kv_blocks_reserved=self.blocks.num_reserved,
             kv_blocks_total=self.blocks.num_blocks,
             slots_used=self.pool.num_used,
             slots_total=self.pool.num_slots,

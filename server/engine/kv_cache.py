@@ -45,6 +45,11 @@ class BlockPool:
         """Blocks that somebody holds."""
         return self.num_blocks - len(self._free) - len(self._idle)
 
+    @property
+    def num_reserved(self) -> int:
+        """Blocks that somebody may come to hold."""
+        return self._num_reserved
+
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_tokens)
 

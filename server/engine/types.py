@@ -56,6 +56,7 @@ class Occupancy:
     waiting_sessions: int
     active_sessions: int
     kv_blocks_used: int
+    kv_blocks_reserved: int
     kv_blocks_total: int
     slots_used: int
     slots_total: int

@@ -88,6 +88,7 @@ async def test_the_chain_is_newest_first_and_can_be_ordered(world: App, alora: P
     assert world.engine.sessions[-1].scored == ["a@1", "c@1"]
     stale = await world.ask("PUT", "/chain", {"order": [], "generation": chain["catalog_generation"]})
     assert (stale.status, stale.json()["error"]["code"]) == (409, "generation_conflict")
+    assert stale.json()["error"]["param"] == "generation"
 
 
 @pytest.mark.parametrize(

@@ -143,18 +143,18 @@ async def test_experts_that_cannot_be_composed_or_are_no_longer_live_are_refused
 
 
 @pytest.mark.parametrize(
-    ("parts", "param"),
+    ("parts", "code", "param"),
     [
-        ([Part("manifest", b"{}")], "router"),
-        ([Part("router", b"x", ROUTER_FILE)], "manifest"),
-        ([Part("weights", b"x", ROUTER_FILE)], "weights"),
-        ([Part("router", b"x", ROUTER_FILE), Part(ROUTER_FILE, b"x", ROUTER_FILE)], ROUTER_FILE),
+        ([Part("manifest", b"{}")], "invalid_field", "router"),
+        ([Part("router", b"x", ROUTER_FILE)], "invalid_field", "manifest"),
+        ([Part("weights", b"x", ROUTER_FILE)], "unknown_field", "weights"),
+        ([Part("router", b"x", ROUTER_FILE), Part(ROUTER_FILE, b"x", ROUTER_FILE)], "invalid_field", ROUTER_FILE),
     ],
 )
-async def test_a_form_that_lacks_something_says_what(pool: App, parts: list[Part], param: str) -> None:
+async def test_a_form_that_lacks_something_says_what(pool: App, parts: list[Part], code: str, param: str) -> None:
     reply = await send(pool, parts)
     error = reply.json()["error"]
-    assert (reply.status, error["code"], error["param"]) == (422, "invalid_field", param)
+    assert (reply.status, error["code"], error["param"]) == (422, code, param)
 
 
 async def test_what_is_no_form_is_refused(pool: App) -> None:

@@ -91,7 +91,13 @@ def test_every_setting_can_be_handed_to_the_container() -> None:
     handed = {name for name in SERVICES["server"]["environment"] if name.startswith(ENVIRONMENT_PREFIX)}
     expected = {ENVIRONMENT_PREFIX + name.upper() for name in set(Settings.model_fields) - FIXED_IN_THE_IMAGE}
     assert handed == expected
-    assert all(value is None for value in SERVICES["server"]["environment"].values())
+
+
+def test_what_the_image_sets_stays_set_unless_the_caller_says_otherwise() -> None:
+    """Compose unsets a variable without a value in the container, also where the image has one."""
+    image = image_environment()
+    for name, value in SERVICES["server"]["environment"].items():
+        assert value == (f"${{{name}:-{image[name]}}}" if name in image else None), name
 
 
 def test_the_image_has_the_projects_version() -> None:

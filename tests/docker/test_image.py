@@ -20,6 +20,7 @@ from tests.docker.files import ROOT, dockerfile, image_environment
 
 STAGES = dockerfile()
 FINAL = STAGES[-1]
+START = ROOT / "docker" / "start.sh"
 HEALTHCHECK = ROOT / "docker" / "healthcheck.py"
 
 
@@ -53,9 +54,12 @@ def test_the_container_runs_as_a_fixed_user_that_is_not_root() -> None:
     assert FINAL.index(next(i for i in FINAL if i.name == "USER")) > last, "USER stands before a RUN or COPY"
 
 
-def test_the_command_and_the_health_check_need_no_shell() -> None:
+def test_the_command_and_the_health_check_are_files_of_the_image() -> None:
     (command,) = [i for i in FINAL if i.name == "CMD"]
     assert command.exec_form == ["relay", "serve"]
+    (entry,) = [i for i in FINAL if i.name == "ENTRYPOINT"]
+    assert entry.exec_form == ["/opt/lora-relay/start.sh"]
+    assert "--chmod=0755 docker/start.sh /opt/lora-relay/start.sh" in _final("COPY")
     (check,) = _final("HEALTHCHECK")
     assert re.search(r'CMD \["python", "/opt/lora-relay/healthcheck\.py"\]$', check)
     assert "--chmod=0644 docker/healthcheck.py /opt/lora-relay/healthcheck.py" in _final("COPY")
@@ -89,6 +93,7 @@ def test_the_image_sets_only_settings_the_server_has_and_stores_on_the_volume(mo
     assert [str(settings.port)] == _final("EXPOSE")
     (volume,) = _final("VOLUME")
     assert settings.store.is_relative_to(volume)
+    assert settings.cache.is_relative_to(volume)
     assert Path(environment["HF_HOME"]).is_relative_to(volume)
 
 
@@ -97,9 +102,29 @@ def test_the_converted_base_is_where_the_server_looks_for_it() -> None:
     workdir = [i.text for i in STAGES[0][: STAGES[0].index(convert)] if i.name == "WORKDIR"][-1]
     assert "cache=Path('cache')" in convert.text
     assert convert.text.endswith("&& chmod -R a+rX cache"), "the container's user could not read it"
-    assert image_environment()["RELAY_CACHE"] == f"{workdir}/cache"
+    assert f"SHIPPED:-{workdir}/cache}}" in START.read_text()
     assert "build(Path('cache'), level)" in convert.text, "the compiled kernels would be missing"
     assert f"--from=build {workdir} {workdir}" in _final("COPY")
+
+
+def test_a_start_links_what_the_image_brings_along_and_leaves_what_is_there(tmp_path: Path) -> None:
+    shipped, cache = tmp_path / "shipped", tmp_path / "data" / "cache"
+    for name in ("kernels/a.so", "converted/base/config.json", "converted/own/config.json"):
+        (shipped / name).parent.mkdir(parents=True, exist_ok=True)
+        (shipped / name).write_text("shipped")
+    (cache / "converted" / "own").mkdir(parents=True)
+    (cache / "converted" / "own" / "config.json").write_text("own")
+    (cache / "kernels").mkdir()
+    (cache / "kernels" / "a.so").symlink_to(tmp_path / "an-older-image")
+    environment = {**os.environ, "SHIPPED": str(shipped), "RELAY_CACHE": str(cache)}
+    for _ in range(2):  # a restart finds all of it there
+        ran = subprocess.run([START, "echo", "two words"], env=environment, capture_output=True, text=True, check=True)
+        assert ran.stdout == "two words\n"
+    found = {str(p.relative_to(cache)): p.read_text() for p in cache.rglob("*") if p.is_file()}
+    assert found["kernels/a.so"] == "shipped"
+    assert (cache / "converted" / "base" / "config.json").read_text() == "shipped"
+    assert (cache / "converted" / "own" / "config.json").read_text() == "own"
+    assert not list(shipped.rglob("own/own")), "a link in the folder that a link leads to"
 
 
 def test_every_package_of_the_project_is_copied_and_nothing_else_gets_into_the_build() -> None:

@@ -123,7 +123,9 @@ def test_leaving_a_session_frees_its_memory_within_one_step(world: World) -> Non
         steps = len(recorder.steps)
         await asyncio.sleep(0.3)
         assert len(recorder.steps) - steps <= 1
-        assert (recorder.occupancies[-1].active_sessions, recorder.occupancies[-1].kv_blocks_used) == (0, 0)
+        last = recorder.occupancies[-1]
+        assert (last.active_sessions, last.kv_blocks_used, last.kv_blocks_reserved) == (0, 0, 0)
+        assert max(occupancy.kv_blocks_reserved for occupancy in recorder.occupancies) > 400 // 16
 
     asyncio.run(leave_early())
 

@@ -84,7 +84,7 @@ def test_a_request_without_a_decision_counts_no_tokens_for_anybody() -> None:
 def test_steps_and_loads_are_observed() -> None:
     metrics = new_metrics()
     metrics.on_step(StepStats(0.02, 40, 8, 3, reused=32))
-    metrics.on_occupancy(Occupancy(0, 8, 5, 10, 2, 64, 100, 1000))
+    metrics.on_occupancy(Occupancy(0, 8, 5, 7, 10, 2, 64, 100, 1000))
     metrics.on_pool_event(PoolEvent("load", "sql@1", 0.5, "disk"))
     metrics.on_pool_event(PoolEvent("evict", "sql@1", 0.0))
     metrics.on_pool_event(PoolEvent("load", "sql@1", 0.01, "host"))
@@ -92,7 +92,8 @@ def test_steps_and_loads_are_observed() -> None:
     assert value(metrics, "step_sequences_sum") == 8
     assert value(metrics, "step_experts_sum") == 3
     assert value(metrics, "prefix_tokens_reused_total") == 32
-    assert (value(metrics, "kv_blocks_used"), value(metrics, "expert_slots")) == (5, 64)
+    assert [value(metrics, f"kv_blocks{which}") for which in ("_used", "_reserved", "")] == [5, 7, 10]
+    assert value(metrics, "expert_slots") == 64
     assert (value(metrics, "expert_memory_used_bytes"), value(metrics, "expert_memory_bytes")) == (100, 1000)
     assert value(metrics, "expert_loads_total", expert="sql", source="disk") == 1
     assert value(metrics, "expert_loads_total", expert="sql", source="host") == 1

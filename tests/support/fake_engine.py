@@ -143,6 +143,7 @@ class FakeSession:
                 waiting_sessions=0,
                 active_sessions=1,
                 kv_blocks_used=1,
+                kv_blocks_reserved=2,
                 kv_blocks_total=8,
                 slots_used=1,
                 slots_total=8,

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from server.settings import CONFIG_VARIABLE
 from tests.support.tiny import write_adapter, write_base
-from training.cli import app
+from training.cli import app, default_cache
 
 
 def write_rows(path: Path, prefix: str, count: int) -> Path:
@@ -127,3 +128,17 @@ def test_a_pool_is_not_trained_from_bad_rows_or_under_a_bad_name(folder: Path) -
     refused = elrea(folder, "--max-tokens", "16")
     assert (refused.exit_code, "line 1: " in refused.output) == (1, True)
     assert not (folder / "out").exists()
+
+
+def test_what_the_server_keeps_where_its_config_file_says_is_looked_for_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text(f'cache = "{tmp_path}/cache"\nstore = "{tmp_path}/store"\n')
+    monkeypatch.setenv(CONFIG_VARIABLE, str(file))
+    assert default_cache() == tmp_path / "cache"
+    (tmp_path / "memory.jsonl").write_text("{}")
+    command = ["router", "--memory", tmp_path / "memory.jsonl", "--out", tmp_path / "out"]
+    result = CliRunner().invoke(app, [str(part) for part in command])
+    assert result.exit_code == 1
+    assert f"{tmp_path}/store" in result.output
