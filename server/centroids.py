@@ -80,6 +80,11 @@ class Centroids:
         census = self._census(catalog)
         if census is None:
             return "none, since those of the pool were projected differently"
+        if not census.fitting:
+            return (
+                "none yet, since the pool has none that says how they are projected: one is made of its samples in the "
+                "background"
+            )
         try:
             prompts = await in_background(lambda: sample_prompts(self._chat, samples))
             centroid = await make_centroid(self._gradients, census, prompts)

@@ -36,7 +36,7 @@ from server.engine.step_logits import StepLogits
 from server.engine.types import Branches, EngineObserver, Occupancy, StepStats
 from server.errors import EngineStopped, InvalidRequest, NonFiniteLogits, PromptTooLong, RequestTooLarge
 from server.model.base import Base
-from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt
+from server.model.chat import MAX_INDICATOR_TOKENS, ChatFormat, Prompt, refuse_unreadable
 from server.model.decode_graphs import Recorder
 from server.model.lora_plan import experts_at
 from server.model.native import Kernels
@@ -168,11 +168,7 @@ class Engine:
         """That the model can read them: what a step fails at ends the engine."""
         if not prompt.tokens:
             raise InvalidRequest("the prompt has no tokens: send some text", param="prompt")
-        if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < self.num_tokens:
-            raise InvalidRequest(
-                f"the prompt has tokens outside 0 to {self.num_tokens - 1}, all that the base model has embeddings for",
-                param="prompt",
-            )
+        refuse_unreadable(prompt.tokens, self.num_tokens)
 
     async def measure_effect(self, expert: ExpertVersion, prompt: Prompt) -> float:
         """The largest change the expert makes to a logit at the end of the prompt; NaN if its logits are not finite.

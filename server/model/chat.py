@@ -74,9 +74,10 @@ class ChatFormat:
         self._indicator_tokens = lru_cache(_KNOWN_INDICATORS)(self._encode_indicators)
 
     def render(self, messages: Sequence[Message]) -> Prompt:
-        """Tokens of the conversation with the generation prompt behind it."""
+        """Tokens of the conversation with the generation prompt behind it. Raises InvalidRequest."""
         tokens = self.encode(self._text(messages, generation_prompt=True))
         body = self.encode(self._text(messages, generation_prompt=False))
+        refuse_unreadable(tokens, self._num_tokens)
         return Prompt(tokens=tokens, body_length=common_prefix_length(tokens, body))
 
     def raw(self, prompt: str | Sequence[int]) -> Prompt:
@@ -90,6 +91,7 @@ class ChatFormat:
             raise InvalidRequest("the prompt has no tokens", param="prompt")
         if any(token not in vocabulary for token in tokens):
             raise InvalidRequest(f"the prompt has tokens outside 0 to {vocabulary[-1]}", param="prompt")
+        refuse_unreadable(tokens, self._num_tokens)
         return Prompt(tokens, len(tokens))
 
     @property
@@ -152,6 +154,18 @@ class ChatFormat:
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
             )
+        )
+
+
+def refuse_unreadable(tokens: Sequence[int], num_tokens: int | None) -> None:
+    """Raises InvalidRequest where the base has no embedding for one: a step, or a prompt's features, would fail at it.
+
+    None: as many as the tokenizer knows.
+    """
+    if num_tokens is not None and tokens and not 0 <= min(tokens) <= max(tokens) < num_tokens:
+        raise InvalidRequest(
+            f"the prompt has tokens outside 0 to {num_tokens - 1}, all that the base model has embeddings for",
+            param="prompt",
         )
 
 

@@ -30,7 +30,12 @@ class Verdict:
 
 
 def score(logits: IndicatorLogits) -> float:
-    """sigmoid(accept - reject): the probability of accepting, given that the expert says either (SEE, section 3)."""
+    """sigmoid(accept - reject): the probability of accepting, given that the expert says either (SEE, section 3).
+
+    NaN, which accepts nothing, where the expert overflows on this prompt and one of both is no number.
+    """
+    if not (math.isfinite(logits.accept) and math.isfinite(logits.reject)):
+        return math.nan
     difference = logits.accept - logits.reject
     if difference >= 0:
         return 1 / (1 + math.exp(-difference))

@@ -10,7 +10,7 @@ samples since.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from server.engine.answerer import LogitMixture, Weighted
 from server.engine.types import Branches
 from server.model.chat import Prompt
 from server.model.sketch import Projection
-from server.routing.base import Considered, Decision, Prober, RouterStatus, Shortlist
+from server.routing.base import Considered, Decision, RouterStatus, RoutingSession, Shortlist
 
 _WAY_OUT = "relay train elrea --data rows.jsonl --out DIR --register NAME"
 _SHOWN = 3
@@ -57,6 +57,14 @@ class GradientPool:
     @property
     def width(self) -> int:
         return int(self.centroids_CD.shape[1])
+
+    def among(self, wakes: Callable[[ExpertVersion], bool]) -> "GradientPool":
+        """With those alone that the prompt can wake; all of them where it wakes nobody, so that the answer says so."""
+        awake = [place for place, expert in enumerate(self.experts) if wakes(expert)]
+        if len(awake) in (0, len(self.experts)):
+            return self
+        experts = tuple(self.experts[place] for place in awake)
+        return replace(self, experts=experts, centroids_CD=self.centroids_CD[awake])
 
 
 @dataclass(frozen=True)
@@ -223,9 +231,14 @@ class GradientPlan:
         """The base adapter, unless it weighs nothing, and the experts answer side by side."""
         return Branches(mixed=(self.base_weight != 0) + min(self.num_experts, len(self.pool.experts)))
 
-    async def route(self, prompt: Prompt, session: Prober, shortlist: Shortlist | None) -> Decision:  # noqa: ARG002
+    async def route(
+        self,
+        prompt: Prompt,
+        session: RoutingSession,
+        shortlist: Shortlist | None,  # noqa: ARG002
+    ) -> Decision:
         """Raises InvalidRequest where the prompt has no gradient, NonFiniteGradient."""
-        pool = self.pool
+        pool = self.pool.among(session.wakes)
         feature_D = await self.source.of(pool.base, prompt, width=pool.width, seed=pool.origin.projection_seed)
         return decide_mixture(
             pool,

@@ -175,6 +175,17 @@ async def test_who_came_before_the_base_adapter_gets_the_same_centroid_in_the_ba
     assert kept.stat().st_mtime_ns == before, "it is read, not made again"
 
 
+async def test_who_comes_between_the_base_adapter_and_its_pool_is_projected_as_the_pool_is(
+    world: App, pool: dict[str, Path], alora: Path
+) -> None:
+    await register_base(world, pool)
+    said = said_of_centroid(await world.register(alora, "between"))
+    assert said.startswith("none yet, since the pool has none that says how they are projected")
+    for name in TOPICS:
+        assert (await upload(world, pool[name], name)).status == 201
+    assert (await pool_once_nothing_is_pending(world)).keys() == {"between", *TOPICS}
+
+
 async def test_while_the_first_is_being_made_there_is_nothing_to_run_and_a_failure_is_said(
     world: App, pool: dict[str, Path], alora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from expert_store import Indicators
 from server.errors import InvalidRequest, UnusableIndicators
-from server.model.chat import ChatFormat
+from server.model.chat import ChatFormat, Message
 from tests.support import tiny
 
 
@@ -66,3 +66,14 @@ def test_indicators_the_base_has_no_embedding_for_are_refused(tokenizer: PreTrai
     assert ChatFormat(tokenizer, num_tokens=largest + 1).indicator_tokens(indicators) == tokens
     with pytest.raises(UnusableIndicators, match=f"the base has no embedding for token {largest}"):
         ChatFormat(tokenizer, num_tokens=largest).indicator_tokens(indicators)
+
+
+def test_a_prompt_the_base_has_no_embedding_for_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    messages: list[Message] = [{"role": "user", "content": "lazy dog"}]
+    largest = max(ChatFormat(tokenizer).render(messages).tokens)
+    ChatFormat(tokenizer, num_tokens=largest + 1).render(messages)
+    chat = ChatFormat(tokenizer, num_tokens=largest)
+    with pytest.raises(InvalidRequest, match="all that the base model has embeddings for"):
+        chat.render(messages)
+    with pytest.raises(InvalidRequest, match="all that the base model has embeddings for"):
+        chat.raw([largest])

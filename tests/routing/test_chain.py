@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from expert_store import Catalog, Expert, ExpertVersion, Indicators
 from server.engine import Branches, IndicatorLogits
+from server.engine.prompt_states import States
 from server.routing import ChainRouter, score
 from tests.support.catalogs import make_version
 
@@ -23,6 +24,7 @@ class FakeProber:
         self.held: set[str] = set()
         self.expected: list[str] = []
         self.most_held = Branches()
+        self.asleep: set[str] = set()
 
     async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:
         assert all((e.kind == "alora") == (experts[0].kind == "alora") for e in experts), "a batch is of one kind"
@@ -32,6 +34,12 @@ class FakeProber:
 
     def drop(self, experts: Sequence[ExpertVersion]) -> None:
         self.held -= {expert.digest for expert in experts}
+
+    def wakes(self, expert: ExpertVersion) -> bool:
+        return expert.name not in self.asleep
+
+    async def prompt_states(self) -> States:
+        raise AssertionError("neither the chain nor gradients look at states")
 
     def prefetch(self, experts: Sequence[ExpertVersion]) -> None:
         self.expected += [expert.name for expert in experts]
@@ -49,6 +57,11 @@ def catalog_of(kinds: Sequence[str], thresholds: Sequence[float] | None = None) 
     ]
     experts = {v.name: Expert(v.name, {1: v}, {"live": 1}) for v in versions}
     return Catalog(generation=7, experts=experts, chain=tuple(experts))
+
+
+@pytest.mark.parametrize("broken", [(math.nan, 0.0), (math.inf, 0.0), (math.inf, math.inf), (0.0, -math.inf)])
+def test_an_expert_that_overflows_accepts_nothing(broken: tuple[float, float]) -> None:
+    assert math.isnan(score(IndicatorLogits(*broken)))
 
 
 def test_the_next_window_is_read_while_one_is_asked() -> None:

@@ -94,6 +94,20 @@ def test_the_nearest_experts_are_mixed_with_the_base_adapter() -> None:
     assert (len(everybody.shares), everybody.base_weight) == (3, 0.7)
 
 
+def test_who_cannot_wake_is_not_mixed_unless_nobody_can() -> None:
+    catalog = catalog_of(expert("a", [1, 0]), expert("b", [0.9, 0.1]), expert("c", [0, 1]))
+    plan = GradientRouter(FixedSource([1, 0]), num_experts=1).plan(catalog)
+    session = FakeProber({})
+
+    def chosen(*asleep: str) -> list[str]:
+        session.asleep = set(asleep)
+        mixture = asyncio.run(plan.route(PROMPT, session, None)).answerer
+        assert isinstance(mixture, LogitMixture)
+        return [share.expert.name for share in mixture.shares]
+
+    assert (chosen(), chosen("a"), chosen("a", "b"), chosen("a", "b", "c")) == (["a"], ["b"], ["c"], ["a"])
+
+
 def test_a_plan_reserves_room_for_every_branch_and_reads_the_whole_pool() -> None:
     plan = GradientRouter(FixedSource([1, 0]), num_experts=2).plan(catalog_of(expert("a", [1, 0])))
     assert plan.branches(None).mixed == 2
