@@ -163,7 +163,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     )
     engine.start()
     await _fill(registry, engine, base.spec, settings)
-    router_registry = RouterRegistry(store, base)
+    router_registry = RouterRegistry(store, base, num_slots=settings.expert_slots, slot_rank=SLOT_RANK)
     serving = _serving(settings, service, registry, router_registry, metrics, engine)
     return _Running(serving, engine, gradients, made.start(lambda: store.catalog))
 

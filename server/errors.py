@@ -68,8 +68,8 @@ class RequestTooLarge(InvalidRequest):
     @classmethod
     def slots(cls, *, needed: int, total: int) -> Self:
         return cls(
-            f"the experts asked together need {needed} slots, the server has {total}: "
-            "start it with more --expert-slots or a smaller --chain-window",
+            f"the experts that are needed together need {needed} slots, the server has {total}: start it with more "
+            "--expert-slots, or let it take fewer together (--chain-window, --plain-window, --gradient-experts)",
             param="expert",
         )
 

@@ -27,10 +27,12 @@ class RouterRegistration:
 
 
 class RouterRegistry:
-    """Everything is checked before anything is published."""
+    """Everything is checked before anything is published. An expert of rank r takes ceil(r / slot_rank) slots."""
 
-    def __init__(self, store: ExpertStore, base: Base) -> None:
+    def __init__(self, store: ExpertStore, base: Base, *, num_slots: int, slot_rank: int) -> None:
         self._store = store
+        self._num_slots = num_slots
+        self._slot_rank = slot_rank
         self._base_fingerprint = base.spec.fingerprint
         self._num_layers: int = base.model.config.num_hidden_layers
         self._width: int = base.model.config.hidden_size
@@ -46,10 +48,22 @@ class RouterRegistry:
             field = "base_fingerprint" if draft.base_fingerprint != self._base_fingerprint else "experts"
             raise InvalidRouter(field, f"the router does not fit this pool: {'; '.join(reasons)}: {WAY_OUT}")
         _check_kinds(draft, catalog)
+        self._check_slots(draft, catalog)
         await in_background(lambda: self._check_weights(staged, draft))
         router = await in_background(lambda: self._store.publish_router(staged, draft))
         log.info("router_registered", version=router.version, experts=len(draft.experts), digest=router.digest)
         return RouterRegistration(router, self._passed(draft), catalog.generation)
+
+    def _check_slots(self, draft: RouterDraft, catalog: Catalog) -> None:
+        """All of its experts answer together."""
+        ranks = [catalog.resolve(f"{expert.name}@{expert.version}").rank for expert in draft.experts]
+        needed = sum(-(-rank // self._slot_rank) for rank in ranks)
+        if needed > self._num_slots:
+            raise InvalidRouter(
+                "experts",
+                f"its {len(ranks)} experts need {needed} slots together, the server has {self._num_slots}: start it "
+                "with more --expert-slots, or train the router over fewer",
+            )
 
     def _check_weights(self, staged: Staged, draft: RouterDraft) -> None:
         given, runs = (draft.num_layers, draft.width), (self._num_layers, self._width)
@@ -72,6 +86,7 @@ class RouterRegistry:
         return (
             Check("base", True, f"trained on the base this server runs, {self._base_fingerprint}"),
             Check("experts", True, f"its {len(draft.experts)} plain LoRAs are here as it was trained over them"),
+            Check("slots", True, f"its experts fit the server's {self._num_slots} slots together"),
             Check("weights", True, f"finite numbers for {self._num_layers} layers of width {self._width}"),
         )
 

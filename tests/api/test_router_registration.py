@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from expert_store import ROUTER_FILE, RouterDraft
 from server.model.gates import Array
-from tests.api.conftest import App, Part, new_router, router_parts
+from tests.api.conftest import App, Part, Start, new_router, router_parts
 from tests.support import asgi
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +45,7 @@ async def test_a_router_is_in_use_from_the_next_request_on(pool: App) -> None:
     body = reply.json()
     assert (body["router"], body["version"], body["gates"]) == ("learned", 1, "sigmoid")
     assert body["experts"] == ["sql@1", "dates@1"]
-    assert [check["name"] for check in body["checks"]] == ["base", "experts", "weights"]
+    assert [check["name"] for check in body["checks"]] == ["base", "experts", "slots", "weights"]
     answer = (await pool.ask("POST", "/generate", LEARNED)).json()
     assert [share["expert"] for share in answer["routing"]["experts"]] == ["sql"]
 
@@ -140,6 +140,16 @@ async def test_experts_that_cannot_be_composed_or_are_no_longer_live_are_refused
     error = (await send(pool, router_parts(draft, network.to_bytes()))).json()["error"]
     assert "sql@2 is live now" in error["message"]
     assert "relay train router" in error["message"]
+
+
+async def test_a_router_whose_experts_do_not_fit_the_slots_together_is_refused(start: Start, lora: Path) -> None:
+    async with start(expert_slots=1, max_rank=8, chain_window=1, plain_window=1) as world:
+        for name in ("sql", "dates"):
+            assert (await world.register(lora, name, manifest=None)).status == 201
+        draft, network = new_router(world, world.engine.base, {"sql": 3.0, "dates": 3.0})
+        reply = await send(world, router_parts(draft, network.to_bytes()))
+        assert (reply.status, reply.json()["error"]["code"]) == (422, "invalid_router")
+        assert "need 2 slots together, the server has 1" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
