@@ -31,7 +31,6 @@ from server.own_server import own_server
 from training.demo.tasks import TASKS, Row, general_rows, rows
 
 RESULTS = Path(__file__).parent / "results"
-RESULTS_NAME = "demo_experts"
 CONCURRENCY = 8
 NUM_GENERAL = 173
 # The categories the acceptance text names; the rest of the general prompts are reported beside them.
@@ -169,7 +168,7 @@ def main() -> None:
     side.add_argument("--server", default="", metavar="FLAGS", help='of the one that is started, as "--dtype int8"')
     parser.add_argument("--rows", type=int, default=100, help="held-out rows a task")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--label", type=label, default=RESULTS_NAME, help="of the result file; default %(default)s")
+    parser.add_argument("--label", type=label, default="demo_experts", help="of the result file; default %(default)s")
     given = parser.parse_args()
     with _server(given.url, shlex.split(given.server)) as url:
         outcomes, general = ask_all(Asker(url), given.rows, given.seed)

@@ -359,11 +359,11 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """The plan carries the masks, so transformers need not build any."""
 
 
-AttentionInterface.register(IMPLEMENTATION, paged_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
-
-
 def _harmless(kv: Tensor) -> Tensor:
     """What is left in a block is scored by its next owner, in the unused tail, and then weighs nothing: no number there
     may make a score that is none, as NaN times 0 and infinity less infinity are."""
     return kv.nan_to_num(0.0, _LARGEST, -_LARGEST).clamp_(-_LARGEST, _LARGEST)
+
+
+AttentionInterface.register(IMPLEMENTATION, paged_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

@@ -33,6 +33,15 @@ def lay_out(shape: list[tuple[int, int]]) -> tuple[list[SegmentSpan], int]:
     return spans, first
 
 
+def random_cache(dtype: torch.dtype, *, num_blocks: int) -> PagedKV:
+    """One layer of random numbers, always the same, as are those drawn afterwards."""
+    torch.manual_seed(0)
+    geometry, device = KVGeometry(1, KV_HEADS, WIDTH), torch.device("cpu")
+    kv = PagedKV(geometry=geometry, num_blocks=num_blocks, block_tokens=CAPACITY, dtype=dtype, device=device)
+    kv.layers[0].normal_()
+    return kv
+
+
 @pytest.mark.parametrize("few_launches", [False, True])
 @pytest.mark.parametrize("left", [torch.inf, 1e38, torch.nan])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -40,12 +49,7 @@ def test_what_a_block_was_left_with_does_not_reach_its_next_owner(
     dtype: torch.dtype, left: float, few_launches: bool
 ) -> None:
     """Numbers of a broken expert lie behind the own keys of one sequence, and where a shorter one is filled up."""
-    torch.manual_seed(0)
-    device = torch.device("cpu")
-    kv = PagedKV(
-        geometry=KVGeometry(1, KV_HEADS, WIDTH), num_blocks=8, block_tokens=CAPACITY, dtype=dtype, device=device
-    )
-    kv.layers[0].normal_()
+    kv = random_cache(dtype, num_blocks=8)
 
     def attend(spans: list[SegmentSpan], kv_TKD: torch.Tensor) -> torch.Tensor:
         plan = plan_attention(spans, kv, few_launches=few_launches)
@@ -68,12 +72,7 @@ def test_what_a_block_was_left_with_does_not_reach_its_next_owner(
 def test_grouped_attention_equals_one_segment_at_a_time(
     shape: str, window: int | None, softcap: float | None, dtype: torch.dtype, few_launches: bool
 ) -> None:
-    torch.manual_seed(0)
-    device = torch.device("cpu")
-    kv = PagedKV(
-        geometry=KVGeometry(1, KV_HEADS, WIDTH), num_blocks=120, block_tokens=CAPACITY, dtype=dtype, device=device
-    )
-    kv.layers[0].normal_()
+    kv = random_cache(dtype, num_blocks=120)
     spans, total = lay_out(SHAPES[shape])
     query, key, value = (torch.randn(1, heads, total, WIDTH).to(dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
     plan = plan_attention(spans, kv, few_launches=few_launches)
