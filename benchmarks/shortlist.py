@@ -1,4 +1,4 @@
-"""Does a shortlist hold the right expert, and what does choosing it take? Measures profiles and index alone; no server.
+"""Is the right expert on a shortlist, do guards know strangers, what does choosing take? Profiles alone, no server.
 
     python -m benchmarks.shortlist                        # the demo tasks among kinds of general prompts
     python -m benchmarks.shortlist --data FOLDER          # and KEY.train.jsonl, KEY.eval.jsonl of further tasks
@@ -7,9 +7,11 @@ Every task is one expert of a pool: its profile comes from training rows, or fro
 without a profile has them. Queries are held-out rows; recall@k is the share of them whose own expert is among the k
 proposed. The demo tasks' held-out rows are in wordings that stand in no training row. A general prompt of one kind
 often suits another kind just as well ("greetings", "thanks"): those tasks are here to be distractors, their own recall
-is a lower bound. Lookups are timed on profiles of random direction, from the prompt's tokens to the proposed experts.
+is a lower bound. Guards are fitted to a task's training rows, seen from general prompts, as `relay train see` does with
+nothing else for negatives. Lookups are timed on profiles of random direction, from the prompt's tokens to the proposed
+experts.
 
-Prints two tables and writes benchmarks/results/shortlist.json.
+Prints three tables and writes benchmarks/results/shortlist.json.
 """
 
 import argparse
@@ -28,7 +30,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from expert_store import Catalog, Expert, ExpertVersion, FileRecord, Indicators, Manifest, Profile
+from expert_store import Catalog, Expert, ExpertVersion, FileRecord, Indicators, Manifest, Profile, Vector
 from server.environment import describe_run
 from server.model.base import load_base
 from server.model.chat import ChatFormat
@@ -38,13 +40,16 @@ from training.cli import default_cache
 from training.data import read_rows
 from training.demo import general
 from training.demo.general_held_out import HELD_OUT
-from training.demo.tasks import TASKS, rows
+from training.demo.tasks import TASKS, general_rows, rows
+from training.guard import fit_guard
 
 RESULTS = Path(__file__).parent / "results" / "shortlist.json"
 SIZES = (1, 4, 8)
 POOL_SIZES = (64, 512, 10_000)
 NUM_SAMPLES = 4
 NUM_LOOKUPS = 200
+NUM_NEGATIVES = 400
+NUM_STRANGERS = 170
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,18 @@ class Recall:
 
 
 @dataclass(frozen=True)
+class Guarded:
+    """Shares of a group's queries: of its own that a task's guard knows, of the other tasks' of the group, of general
+    prompts in wordings that no guard was shown."""
+
+    group: str
+    num_experts: int
+    own: float
+    others: float
+    general: float
+
+
+@dataclass(frozen=True)
 class Lookup:
     """Milliseconds. `propose_ms` is a whole shortlist; `index_ms` builds the index of a new catalog."""
 
@@ -88,12 +105,14 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS) -> 
     tasks = [*demo_tasks(given.rows, given.queries), *general_tasks(given.rows, given.queries)]
     tasks += [] if given.data is None else file_tasks(given.data, given.rows, given.queries)
     recalls = [found for source in ("rows", "samples") for found in measure_recall(tasks, source, chat, feature)]
+    guards = measure_guards(tasks, chat, feature)
     prompts = [_tokens(chat, query) for task in tasks for query in task.queries]
     lookups = [measure_lookup(count, prompts, feature) for count in given.pool_sizes]
-    console.print(recall_table(recalls), lookup_table(lookups))
+    console.print(recall_table(recalls), guard_table(guards), lookup_table(lookups))
     said = [Path(argument).name if "/" in argument else argument for argument in given.arguments]
     about = describe_run(shlex.join(["python", "-m", "benchmarks.shortlist", *said]))
-    found = {"recall": [asdict(one) for one in recalls], "lookup": [asdict(one) for one in lookups]}
+    measured: dict[str, Sequence[Any]] = {"recall": recalls, "guards": guards, "lookup": lookups}
+    found = {name: [asdict(one) for one in some] for name, some in measured.items()}
     results.write_text(json.dumps({**about, "feature": FEATURE, **found}, indent=1) + "\n")
     return 0
 
@@ -168,6 +187,30 @@ def _recall_of_pool(pool: Sequence[Task], source: str, chat: ChatFormat, feature
     ]
 
 
+def measure_guards(tasks: Sequence[Task], chat: ChatFormat, feature: PromptFeature) -> list[Guarded]:
+    """Every group but the general one; tasks with too few training rows for a guard are left out."""
+
+    def features(texts: Iterable[str]) -> list[Vector]:
+        return [feature.of(_tokens(chat, text)) for text in texts]
+
+    negatives = features(row.input for row in general_rows(NUM_NEGATIVES, 0, held_out=False))
+    strangers = np.stack(features(row.input for row in general_rows(NUM_STRANGERS, 0, held_out=True)))
+    found = []
+    for group in dict.fromkeys(task.group for task in tasks if task.group != "general"):
+        members = [task for task in tasks if task.group == group]
+        fitted = [(task.name, fit_guard(features(task.training), [], negatives)) for task in members]
+        guards = {name: guard for name, guard in fitted if guard is not None}
+        queries = {task.name: np.stack(features(task.queries)) for task in members}
+        if guards:
+            own = [guard.knows(queries[name]).mean() for name, guard in guards.items()]
+            pairs = [(guards[name], key) for name in guards for key in queries if key != name]
+            others = [guard.knows(queries[key]).mean() for guard, key in pairs]
+            general = [guard.knows(strangers).mean() for guard in guards.values()]
+            shares = (float(np.mean(some)) if some else 0.0 for some in (own, others, general))
+            found.append(Guarded(group, len(guards), *shares))
+    return found
+
+
 def measure_lookup(num_profiles: int, prompts: Sequence[Sequence[int]], feature: PromptFeature) -> Lookup:
     """Medians over prompts, after the first lookup has built the index."""
     rng = np.random.default_rng(0)
@@ -209,6 +252,14 @@ def recall_table(recalls: Iterable[Recall]) -> Table:
     for one in recalls:
         shares = [f"{one.at[size]:.3f}" for size in SIZES]
         table.add_row(one.group, one.profiles_from, str(one.num_experts), str(one.num_queries), *shares)
+    return table
+
+
+def guard_table(guards: Iterable[Guarded]) -> Table:
+    table = Table("guards of", "experts", "own queries known", "the other tasks' known", "general prompts known")
+    for one in guards:
+        shares = (one.own, one.others, one.general)
+        table.add_row(one.group, str(one.num_experts), *(f"{share:.3f}" for share in shares))
     return table
 
 

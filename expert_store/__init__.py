@@ -56,7 +56,7 @@ from expert_store.manifest import (
     parse_manifest,
 )
 from expert_store.peft_config import CONFIG_FILE, AdapterConfig, parse_config, read_config
-from expert_store.profile import PROFILE_FILE, Profile, read_profile
+from expert_store.profile import PROFILE_FILE, Guard, Profile, read_profile
 from expert_store.store import ExpertStore, Staged, file_record
 from expert_store.trained_router import (
     ROUTER_FILE,
@@ -100,6 +100,7 @@ __all__ = [
     "Gate",
     "Gates",
     "GenerationConflict",
+    "Guard",
     "Indicators",
     "InvalidAdapter",
     "InvalidChain",

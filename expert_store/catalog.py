@@ -154,6 +154,11 @@ class Catalog:
         live = (self.experts[name].live for name in self.chain)
         return tuple(version for version in live if version is not None and version.self_selecting)
 
+    @cached_property
+    def guarded(self) -> bool:
+        """Whether the chain would ask anybody whose guard can say that a prompt is not of its kind."""
+        return any(version.profile is not None and version.profile.guard for version in self.chain_experts())
+
     @property
     def fallback_expert(self) -> ExpertVersion | None:
         """The live version that answers where nobody accepts; None is the base model, also while none is live."""

@@ -16,8 +16,9 @@ from expert_store.vector_file import Vector, VectorFormat
 
 CENTROID_FILE = "centroid.safetensors"
 BASE_ALIAS = "gradient-base"  # of the one version whose adapter the pool's gradients are taken through
+_TENSOR = "centroid"
 _SAYS = ("base_fingerprint", "base_adapter", "feature", "projection_seed")
-_FORMAT = VectorFormat(CENTROID_FILE, "centroid", _SAYS, "relay train elrea")
+_FORMAT = VectorFormat(CENTROID_FILE, _TENSOR, _SAYS, "relay train elrea")
 _SEED_DIGITS = 19
 
 
@@ -43,7 +44,7 @@ class Centroid:
 
     def to_bytes(self) -> bytes:
         said = {name: str(getattr(self.origin, name)) for name in _SAYS}
-        return _FORMAT.to_bytes(self.vector_D, said)
+        return _FORMAT.to_bytes({_TENSOR: self.vector_D}, said)
 
 
 def read_centroid(path: Path) -> Centroid:
@@ -67,9 +68,9 @@ def digest_adapter(folder: Path) -> str:
     return adapter_digest({name: file_sha256(folder / name) for name in ADAPTER_FILES})
 
 
-def _centroid(said: Mapping[str, str], vector_D: Vector) -> Centroid:
+def _centroid(said: Mapping[str, str], vectors: Mapping[str, Vector]) -> Centroid:
     seed = said["projection_seed"]
     if not (seed.isdecimal() and seed.isascii() and len(seed) <= _SEED_DIGITS):
         raise _FORMAT.refusal("projection_seed in its metadata must be a number from 0")
     origin = Origin(said["base_fingerprint"], said["base_adapter"], said["feature"], int(seed))
-    return Centroid(origin, vector_D)
+    return Centroid(origin, vectors[_TENSOR])

@@ -274,6 +274,7 @@ def _serving(
         engine_alive=lambda: engine.alive,
         default_router=settings.router,
         default_shortlist=settings.shortlist,
+        default_guard=not settings.no_guard,
         base_id=public_name(settings.base),
         started_at=datetime.now(UTC),
         max_new_tokens=settings.max_new_tokens,

@@ -80,13 +80,18 @@ def route(
     text: Annotated[str, typer.Argument(help="The prompt.")],
     router: Annotated[str | None, typer.Option(help="chain, gradient, learned or none; else the server's.")] = None,
     shortlist: Annotated[int | None, typer.Option(help="Ask only so many experts; 0 asks all.")] = None,
+    guard: Annotated[
+        bool | None, typer.Option(help="Ask none whose guard says the prompt is not of its kind; else the server's.")
+    ] = None,
     shadow: Annotated[list[str] | None, typer.Option(help="A router to score beside it; repeatable.")] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask who would answer a prompt."""
     with _clear_errors():
-        answer = client.route(server_url(url), text, router=router, shortlist=shortlist, shadow=shadow or ())
+        answer = client.route(
+            server_url(url), text, router=router, shortlist=shortlist, guard=guard, shadow=shadow or ()
+        )
         _print(answer, show.decision, as_json=as_json)
 
 

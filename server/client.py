@@ -20,10 +20,16 @@ class ClientError(RelayError):
 
 
 def route(
-    url: str, text: str, *, router: str | None, shortlist: int | None, shadow: Sequence[str] = ()
+    url: str,
+    text: str,
+    *,
+    router: str | None,
+    shortlist: int | None,
+    guard: bool | None = None,
+    shadow: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The decision for one prompt. Raises ClientError."""
-    given = {"router": router, "shortlist": shortlist, "shadow": list(shadow) or None}
+    given = {"router": router, "shortlist": shortlist, "guard": guard, "shadow": list(shadow) or None}
     return _call("POST", url, "/route", json={"prompt": text} | {k: v for k, v in given.items() if v is not None})
 
 

@@ -104,7 +104,7 @@ class Metrics:
             "expert_verdicts", "Accepts and rejects of experts the chain asked.", "expert", "verdict"
         )
         self.shortlisted = self._counter(
-            "shortlist_experts", "Experts of the chain by what shortlists made of them.", "outcome"
+            "shortlist_experts", "Experts of the chain by what shortlists and guards made of them.", "outcome"
         )
         self.shortlist_seconds = self._histogram(
             "shortlist_seconds", "Time to choose whom of the chain to ask.", _LOOKUP_SECONDS
@@ -265,6 +265,7 @@ class Metrics:
         self.shortlist_seconds.observe(shortlist.seconds)
         self.shortlisted.labels("proposed").inc(shortlist.num_proposed)
         self.shortlisted.labels("unprofiled").inc(shortlist.num_unprofiled)
+        self.shortlisted.labels("unfamiliar").inc(shortlist.num_unfamiliar)
         self.shortlisted.labels("left_out").inc(shortlist.num_left_out)
 
     def _answered_by(self, decision: Decision) -> str:

@@ -78,7 +78,7 @@ class PromptFormat(Protocol):
 class Shortlister(Protocol):
     """Says whom the router need ask at all; `server.routing.Shortlists` in production. May take a while."""
 
-    def propose(self, catalog: Catalog, tokens: Sequence[int], size: int) -> Shortlist: ...
+    def propose(self, catalog: Catalog, tokens: Sequence[int], size: int, *, guarded: bool = False) -> Shortlist: ...
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,18 @@ class RawPrompt:
 class Query:
     """Who is to answer what. `expert` is a reference and settles it; else the router does.
 
-    `shortlist` is how many experts the chain may ask beside those without a profile; 0 is all. `shadow` are routers to
-    be scored beside the one that decides. `gradient_experts` is how many the gradient router mixes,
-    `gradient_base_weight` what its base adapter weighs; None as it is set. `fallback` says who answers when no expert
-    accepts: the pool's fallback expert, or else the base model; the base model in any case; nobody.
+    `shortlist` is how many experts the chain may ask beside those without a profile; 0 is all. `guard`: of them only
+    those whose guards know such prompts. `shadow` are routers to be scored beside the one that decides.
+    `gradient_experts` is how many the gradient router mixes, `gradient_base_weight` what its base adapter weighs; None
+    as it is set. `fallback` says who answers when no expert accepts: the pool's fallback expert, or else the base
+    model; the base model in any case; nobody.
     """
 
     prompt: tuple[Message, ...] | RawPrompt
     expert: str | None
     router: RouterName
     shortlist: int
+    guard: bool
     shadow: tuple[ScoringRouter, ...] = ()
     gradient_experts: int | None = None
     fallback: Fallback = "expert"
@@ -213,7 +215,7 @@ class Service:
             with self._pins.hold([*case.readable, *case.shadows.readable]) as hold:
                 prompt = await self._render(query, [*case.readable, *case.shadows.readable])
                 trace.prompt_tokens = len(prompt.tokens)
-                case = await self._shortlisted(case, query.shortlist, prompt)
+                case = await self._shortlisted(case, query, prompt)
                 with self._activity.waiting.join(case.named.name if case.named else None):
                     case, opened = await self._open(case, prompt, max_new_tokens)
                 async with opened as session:
@@ -277,11 +279,14 @@ class Service:
         """What wakes an activated expert up, and the tokens that stand behind the prompt it is asked."""
         return tokens or (), () if indicators is None else self._chat.indicator_tokens(indicators).shared
 
-    async def _shortlisted(self, case: "_Case", size: int, prompt: Prompt) -> "_Case":
+    async def _shortlisted(self, case: "_Case", query: Query, prompt: Prompt) -> "_Case":
         """In a thread, since the first one on a new catalog builds an index."""
-        if not size or not case.asks_chain:
+        guarded = query.guard and case.catalog.guarded
+        if not case.asks_chain or not (query.shortlist or guarded):
             return case
-        shortlist = await asyncio.to_thread(self._shortlists.propose, case.catalog, prompt.tokens, size)
+        shortlist = await asyncio.to_thread(
+            self._shortlists.propose, case.catalog, prompt.tokens, query.shortlist, guarded=guarded
+        )
         return replace(case, shortlist=shortlist)
 
     async def _answer(

@@ -121,6 +121,10 @@ class Settings(BaseSettings):
     shortlist: int = Field(
         0, ge=0, le=MAX_SHORTLIST, description="Experts that a prompt's words choose for the chain to ask; 0 asks all."
     )
+    no_guard: bool = Field(
+        False,
+        description="Ask experts also where their guards say that a prompt is unlike all that they were trained on.",
+    )
     gradient_experts: int = Field(
         2, ge=1, le=MAX_GRADIENT_EXPERTS, description="Experts the gradient router mixes, the nearest ones."
     )

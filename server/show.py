@@ -136,9 +136,10 @@ def _expert_parts(answer: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _shortlist(shortlist: Mapping[str, Any]) -> Text:
-    chosen, without, left_out = (shortlist[key] for key in ("proposed", "unprofiled", "left_out"))
+    chosen, without, unlike, far = (shortlist[key] for key in ("proposed", "unprofiled", "unfamiliar", "left_out"))
     beside = f" and {without} without a profile" if without else ""
-    return Text(f"shortlist: {chosen} by their profiles{beside}, {left_out} left out, {shortlist['ms']:.1f} ms")
+    out = f"{far} left out" + (f", {unlike} unasked by their guards" if unlike else "")
+    return Text(f"shortlist: {chosen} by their profiles{beside}, {out}, {shortlist['ms']:.1f} ms")
 
 
 def _considered(experts: Sequence[Mapping[str, Any]]) -> Table:

@@ -6,6 +6,7 @@ comes out is the plain LoRA as it was, with the gate beside it.
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from training.errors import InvalidRun
 from training.output import open_folder, remove_checkpoints, save_adapter
 from training.progress import RunObserver
 from training.selection import (
+    GUARD_LEAVES_OUT,
     About,
     Examples,
     Fitted,
@@ -127,11 +129,12 @@ def train_gate(
     gate = out / GATE_FOLDER
     gate.mkdir(exist_ok=True)
     save_adapter(fitted.model, base, gate, invocation_tokens=invocation_tokens(chat, tokens, options))
-    save_profile(base, chat, examples, out)
-    draft = _draft(base, parent, data, examples, options, about, indicators, fitted)
+    quality = {**selection_quality(examples, fitted.calibration), **save_profile(base, chat, examples, out)}
+    draft = _draft(base, parent, data, examples, options, about, indicators, fitted, quality)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     remove_checkpoints(checkpoints)
-    return Trained(out, fitted.calibration, None, (gate / WEIGHTS_FILE).stat().st_size)
+    size_bytes = (gate / WEIGHTS_FILE).stat().st_size
+    return Trained(out, fitted.calibration, None, quality.get(GUARD_LEAVES_OUT), size_bytes)
 
 
 def _read_manifest(path: Path) -> ManifestDraft | Manifest:
@@ -164,6 +167,7 @@ def _draft(
     about: About,
     indicators: Indicators,
     fitted: Fitted,
+    quality: Mapping[str, float],
 ) -> ManifestDraft:
     """What the plain LoRA's manifest says stays, where nothing else is said."""
     said = parent.said
@@ -184,5 +188,5 @@ def _draft(
         indicators=indicators,
         threshold=fitted.calibration.threshold,
         training=record,
-        quality={**said.quality, **selection_quality(examples, fitted.calibration)},
+        quality={**said.quality, **quality},
     )

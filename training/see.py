@@ -8,6 +8,7 @@ Choices of ours: the deciding token is weighed apart from the other target token
 in the data's proportion; an expert may be an activated one, which leaves the prompt's keys and values to the base.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from training.errors import InvalidRun
 from training.output import open_folder, remove_checkpoints, save_adapter
 from training.progress import RunObserver
 from training.selection import (
+    GUARD_LEAVES_OUT,
     About,
     Examples,
     Fitted,
@@ -86,11 +88,16 @@ def train_see(
     )
     invocation = invocation_tokens(chat, tokens, options) if activated else None
     save_adapter(fitted.model, base, out, invocation_tokens=invocation)
-    save_profile(base, chat, examples, out)
-    draft = _draft(base, data, examples, options, about, indicators, fitted, origin)
+    quality = {
+        **selection_quality(examples, fitted.calibration),
+        **save_profile(base, chat, examples, out),
+        "exact_match": fitted.exact_match,
+    }
+    draft = _draft(base, data, examples, options, about, indicators, fitted, origin, quality)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     remove_checkpoints(checkpoints)
-    return Trained(out, fitted.calibration, fitted.exact_match, (out / WEIGHTS_FILE).stat().st_size)
+    size_bytes = (out / WEIGHTS_FILE).stat().st_size
+    return Trained(out, fitted.calibration, fitted.exact_match, quality.get(GUARD_LEAVES_OUT), size_bytes)
 
 
 def _draft(
@@ -102,6 +109,7 @@ def _draft(
     indicators: Indicators,
     fitted: Fitted,
     origin: str | None,
+    quality: Mapping[str, float],
 ) -> ManifestDraft:
     more = {} if origin is None else {"start": origin}
     return ManifestDraft(
@@ -112,5 +120,5 @@ def _draft(
         indicators=indicators,
         threshold=fitted.calibration.threshold,
         training=training_record("see", data, examples, options, about, more=more),
-        quality={**selection_quality(examples, fitted.calibration), "exact_match": fitted.exact_match},
+        quality=dict(quality),
     )

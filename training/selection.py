@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -33,6 +34,7 @@ from training.data import (
     split_holdout,
 )
 from training.errors import InvalidRun
+from training.guard import fit_guard
 from training.loop import LoopOptions, run_plan
 from training.progress import RunObserver
 from training.quality import Verdict, examine
@@ -42,6 +44,8 @@ from training.tuning import fresh_adapter
 # Where an activated adapter wakes up: at the generation prompt, or at the tokens the indicators have in common, which
 # is cheaper to ask (one token instead of five with the bundled base) and leaves it less to decide with.
 Wake = Literal["prompt", "indicator"]
+
+GUARD_LEAVES_OUT = "guard_leaves_out"  # as the manifest calls it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +127,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a run; `exact_match` is None where no answers were taught."""
+    """What came of a run; `exact_match` is None where no answers were taught. `guard_leaves_out` is the share of the
+    held-out negatives; None where rows were too few for a guard."""
 
     folder: Path
     calibration: Calibration
     exact_match: float | None
+    guard_leaves_out: float | None
     size_bytes: int
 
 
@@ -254,10 +260,22 @@ def invocation_tokens(chat: ChatFormat, tokens: IndicatorTokens, options: Select
     return tokens.shared if options.wake == "indicator" else chat.generation_prompt
 
 
-def save_profile(base: Base, chat: ChatFormat, examples: Examples, folder: Path) -> None:
-    """What the own rows' prompts look like, for shortlists."""
-    profile = PromptFeature(base, chat).profile(example.tokens[: example.frozen_length] for example in examples.own)
+def save_profile(base: Base, chat: ChatFormat, examples: Examples, folder: Path) -> dict[str, float]:
+    """What the own rows' prompts look like, for shortlists, and a guard where there are rows enough.
+
+    Returns what was measured of the guard, as the manifest says it.
+    """
+    feature = PromptFeature(base, chat)
+    own, held_out, negatives, held_out_negatives = (
+        [feature.of(example.tokens[: example.frozen_length]) for example in some]
+        for some in (examples.own, examples.held_out_own, examples.negatives, examples.held_out_negatives)
+    )
+    guard = fit_guard(own, held_out, negatives)
+    profile = feature.profile((example.tokens[: example.frozen_length] for example in examples.own), guard)
     (folder / PROFILE_FILE).write_bytes(profile.to_bytes())
+    if guard is None:
+        return {}
+    return {GUARD_LEAVES_OUT: float(1 - guard.knows(np.stack(held_out_negatives)).mean())}
 
 
 def weights_digest(folder: Path) -> str:

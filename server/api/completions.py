@@ -140,6 +140,7 @@ def _query(body: CompletionRequest, serving: Serving) -> GenerationQuery:
         expert=who.expert,
         router=who.router,
         shortlist=serving.default_shortlist,
+        guard=serving.default_guard,
         sampling=_sampling(body, serving),
         stops=tuple(body.stop),
     )

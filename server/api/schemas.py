@@ -93,6 +93,11 @@ class PromptRequest(RequestModel):
         description="Let the chain ask only so many experts, chosen by the prompt's words; 0 asks all. Default: the "
         "server's setting.",
     )
+    guard: bool | None = Field(
+        None,
+        description="Let the chain ask no expert whose guard says that the prompt is unlike all that it was trained "
+        "on. Default: the server's setting.",
+    )
     gradient_experts: int | None = Field(
         None,
         ge=1,
@@ -246,12 +251,13 @@ class ConsideredModel(ResponseModel):
 
 
 class ShortlistModel(ResponseModel):
-    """Whom the chain had to ask. `proposed`, `unprofiled` and `left_out` together are the whole chain."""
+    """Whom the chain had to ask. `proposed`, `unprofiled`, `unfamiliar` and `left_out` together are the whole chain."""
 
-    size: int = Field(description="How many experts were wanted.")
+    size: int = Field(description="How many experts were wanted; 0: all.")
     proposed: int = Field(description="Chosen by their profiles.")
     unprofiled: int = Field(description="Without a profile, and therefore always there to be asked.")
-    left_out: int = Field(description="Not there to be asked.")
+    unfamiliar: int = Field(description="Not there to be asked: their guards say that the prompt is not of their kind.")
+    left_out: int = Field(description="Not there to be asked: others' profiles are nearer.")
     ms: float
 
 

@@ -26,6 +26,7 @@ class Serving:
     engine_alive: Callable[[], bool]
     default_router: RouterName
     default_shortlist: int
+    default_guard: bool
     base_id: str
     started_at: datetime
     max_new_tokens: int
@@ -34,6 +35,10 @@ class Serving:
     def shortlist(self, wanted: int | None) -> int:
         """How many experts a request's chain may ask beside those without a profile; 0 is all."""
         return self.default_shortlist if wanted is None else wanted
+
+    def guard(self, wanted: bool | None) -> bool:
+        """Whether a request's chain leaves out experts whose guards do not know such prompts."""
+        return self.default_guard if wanted is None else wanted
 
     def check_new_tokens(self, field: str, value: int) -> None:
         """Raises InvalidRequest where a request's field asks for more new tokens than this server generates."""

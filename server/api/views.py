@@ -241,6 +241,7 @@ def _shortlist(shortlist: Shortlist) -> ShortlistModel:
         size=shortlist.size,
         proposed=shortlist.num_proposed,
         unprofiled=shortlist.num_unprofiled,
+        unfamiliar=shortlist.num_unfamiliar,
         left_out=shortlist.num_left_out,
         ms=round(shortlist.seconds * 1000, 3),
     )

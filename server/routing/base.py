@@ -58,12 +58,14 @@ class Considered:
 class Shortlist:
     """Whom the chain is to ask about one prompt, in chain order.
 
-    Of `num_chain` experts `size` were wanted; `num_unprofiled` that cannot be judged are among `experts` beside them.
+    Of `num_chain` experts `size` were wanted, or all where that is 0; `num_unprofiled` that cannot be judged are among
+    `experts` beside them. To `num_unfamiliar` the prompt is unlike all they were trained on.
     """
 
     experts: tuple[ExpertVersion, ...]
     size: int
     num_unprofiled: int
+    num_unfamiliar: int
     num_chain: int
     seconds: float
 
@@ -73,7 +75,8 @@ class Shortlist:
 
     @property
     def num_left_out(self) -> int:
-        return self.num_chain - len(self.experts)
+        """For others whose profiles lie nearer."""
+        return self.num_chain - len(self.experts) - self.num_unfamiliar
 
 
 @dataclass(frozen=True)

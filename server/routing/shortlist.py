@@ -1,8 +1,8 @@
-"""Which experts of a large pool are worth asking: those whose profiles lie nearest to the prompt. Knows vectors and
-experts; nothing of how a prompt becomes a vector, and nobody's answer.
+"""Which experts of a pool are worth asking: those to which a prompt is not unfamiliar, and of a large pool those whose
+profiles lie nearest to it. Knows vectors and experts; nothing of how a prompt becomes a vector, and nobody's answer.
 
 The chain then asks the proposed ones in its own order. An expert without a profile of this feature is always asked:
-the shortlist may leave out only whom it can judge.
+only whom can be judged may be left out.
 """
 
 import threading
@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from expert_store import Catalog, ExpertVersion, Vector
+from expert_store import Catalog, ExpertVersion, Guard, Vector
 from server.routing.base import Shortlist
 
 
@@ -27,18 +27,22 @@ class Feature(Protocol):
 
 
 class ShortlistIndex:
-    """Immutable. P profiles of width D, centred on their mean, of which only the directions count.
+    """Immutable. P profiles of width D, centred on their mean, of which only the directions count; G of them guarded.
 
     What all experts of a pool have in common tells none of them apart, hence the centring.
     """
 
     def __init__(self, experts: Sequence[ExpertVersion], feature: str) -> None:
         self._experts = tuple(experts)
-        usable = {i: e.profile.vector_D for i, e in enumerate(experts) if e.profile and e.profile.feature == feature}
+        usable = {i: e.profile for i, e in enumerate(experts) if e.profile and e.profile.feature == feature}
         # profiles_PD[p] is the profile of experts[position_P[p]]
         self._position_P = np.array(list(usable), dtype=np.intp)
-        self._mean_D, self._profiles_PD = _centred(list(usable.values()))
+        self._mean_D, self._profiles_PD = _centred([profile.vector_D for profile in usable.values()])
         self._always = [position for position in range(len(self._experts)) if position not in usable]
+        # guards[g] is that of experts[position_P[guarded_G[g]]]
+        guards = [(place, profile.guard) for place, profile in enumerate(usable.values()) if profile.guard]
+        self._guarded_G = np.array([place for place, _ in guards], dtype=np.intp)
+        self._guards = GuardStack([guard for _, guard in guards])
 
     @property
     def num_experts(self) -> int:
@@ -51,13 +55,43 @@ class ShortlistIndex:
     def nearest(self, feature_D: Vector, size: int) -> tuple[ExpertVersion, ...]:
         """The `size` experts whose profiles are nearest, and all that have none, in the order of `experts`.
 
-        Of equally near ones, the first.
+        Of equally near ones, the first. All, where `size` is 0.
         """
-        if size >= len(self._position_P):
+        return self._nearest(feature_D, size, np.arange(len(self._position_P)))
+
+    def familiar(self, feature_D: Vector, size: int) -> tuple[tuple[ExpertVersion, ...], int]:
+        """The same among those whose guards know such prompts, and how many do not."""
+        unlike_G = self._guarded_G[~self._guards.know(feature_D)]
+        left_P = np.delete(np.arange(len(self._position_P)), unlike_G)
+        return self._nearest(feature_D, size, left_P), len(unlike_G)
+
+    def _nearest(self, feature_D: Vector, size: int, left_P: NDArray[np.intp]) -> tuple[ExpertVersion, ...]:
+        """Of the profiles at those places."""
+        if 0 < size < len(left_P):
+            left_P = left_P[_largest(self._profiles_PD[left_P] @ (feature_D - self._mean_D), size)]
+        if len(left_P) == len(self._position_P):
             return self._experts
-        chosen_K = _largest(self._profiles_PD @ (feature_D - self._mean_D), size)
-        positions = sorted([*self._always, *(int(p) for p in self._position_P[chosen_K])])
+        positions = sorted([*self._always, *(int(position) for position in self._position_P[left_P])])
         return tuple(self._experts[position] for position in positions)
+
+
+class GuardStack:
+    """Many guards asked at once, as `Guard.knows` asks one: G of them, of width D."""
+
+    def __init__(self, guards: Sequence[Guard]) -> None:
+        self._direction_GD = np.array([guard.direction_D for guard in guards], np.float32)
+        self._centre_GD = np.array([guard.centre_D for guard in guards], np.float32)
+        self._least_G = np.array([guard.least for guard in guards], np.float32)
+
+    def know(self, feature_D: Vector) -> NDArray[np.bool_]:
+        """[G]: whom a prompt with this feature is not unfamiliar to."""
+        if not len(self._least_G):
+            return np.zeros(0, np.bool_)
+        away_GD = feature_D - self._centre_GD
+        length_G = np.linalg.norm(away_GD, axis=1)
+        likeness_G = np.einsum("gd,gd->g", away_GD, self._direction_GD)
+        found: NDArray[np.bool_] = (length_G > 0) & (likeness_G >= self._least_G * length_G)
+        return found
 
 
 class Shortlists:
@@ -68,15 +102,20 @@ class Shortlists:
         self._building = threading.Lock()
         self._indexed: tuple[int, ShortlistIndex] | None = None
 
-    def propose(self, catalog: Catalog, tokens: Sequence[int], size: int) -> Shortlist:
-        """Whom of the chain to ask about a prompt: `size` experts, at least 1, and those without a profile."""
+    def propose(self, catalog: Catalog, tokens: Sequence[int], size: int, *, guarded: bool = False) -> Shortlist:
+        """Whom of the chain to ask about a prompt: `size` experts, or all where that is 0, and those without a profile.
+
+        `guarded`: only those of whose kind the prompt is.
+        """
         started = time.perf_counter()
         index = self._index(catalog)
-        experts = index.nearest(self._feature.of(tokens), size)
+        feature_D = self._feature.of(tokens)
+        experts, num_unfamiliar = index.familiar(feature_D, size) if guarded else (index.nearest(feature_D, size), 0)
         return Shortlist(
             experts=experts,
             size=size,
             num_unprofiled=index.num_unprofiled,
+            num_unfamiliar=num_unfamiliar,
             num_chain=index.num_experts,
             seconds=time.perf_counter() - started,
         )

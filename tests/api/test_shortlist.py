@@ -1,4 +1,4 @@
-"""Shortlists over HTTP: profiles made and refused at registration, and a chain that asks only the proposed."""
+"""Shortlists and guards over HTTP: profiles made and refused at registration, a chain that asks only the proposed."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expert_store import PROFILE_FILE, Profile
-from server.model.feature import FEATURE
+from expert_store import PROFILE_FILE, Guard, Profile
+from server.model.chat import ChatFormat
+from server.model.feature import FEATURE, PromptFeature
 from tests.api.conftest import MANIFEST, App, Part, Start, registration_parts
 from tests.api.test_real_engine import RealApp, real  # noqa: F401 - a fixture
 from tests.support import asgi
@@ -41,7 +42,7 @@ async def test_the_chain_asks_the_nearest_and_those_without_a_profile(pool: App)
         assert [asked["expert"] for asked in routing["considered"]] == expected
         assert routing["reason"] == "no_acceptance"
         assert routing["shortlist"].pop("ms") >= 0
-        assert routing["shortlist"] == {"size": 1, "proposed": 1, "unprofiled": 1, "left_out": 1}
+        assert routing["shortlist"] == {"size": 1, "proposed": 1, "unprofiled": 1, "unfamiliar": 0, "left_out": 1}
     assert await pool.metric('lora_relay_shortlist_experts_total{outcome="left_out"}') == 2
     assert await pool.metric("lora_relay_shortlist_seconds_count") == 2
 
@@ -123,6 +124,79 @@ async def test_a_profile_that_does_not_fit_is_refused(
     assert (reply.status, error["code"], error["param"]) == (422, "invalid_adapter", "profile.safetensors")
     assert says in error["message"]
     assert world.store.catalog.generation == 0
+
+
+async def guarded_profile(world: App, samples: list[str], negatives: list[str]) -> bytes:
+    """Knows prompts about as near to the samples as one sample is to another."""
+    base = world.engine.base
+    chat = ChatFormat(base.tokenizer)
+    feature = PromptFeature(base, chat)
+    own, others = (
+        [feature.of(chat.render([{"role": "user", "content": text}]).tokens) for text in texts]
+        for texts in (samples, negatives)
+    )
+    centre = np.mean(others, axis=0)
+    away = np.mean(own, axis=0) - centre
+    guard = Guard(centre, away / np.linalg.norm(away), 0.7)
+    return feature.profile([chat.render([{"role": "user", "content": t}]).tokens for t in samples], guard).to_bytes()
+
+
+@pytest.fixture
+async def guarded(world: App, alora: Path) -> App:
+    """Two experts whose guards know their own prompts, and between them one that has none."""
+    for name, other in (("foxes", "dogs"), ("unknown", ""), ("dogs", "foxes")):
+        parts = registration_parts(alora, name, manifest=manifest([]))
+        if other:
+            data = await guarded_profile(world, SAMPLES[name], SAMPLES[other])
+            parts.append(Part("profile", data, PROFILE_FILE))
+        assert (await world.upload(parts)).status == 201
+    return world
+
+
+async def test_whose_guard_does_not_know_such_prompts_is_not_asked(guarded: App) -> None:
+    for prompt, expected in (("that quick fox", ["unknown", "foxes"]), ("this lazy dog", ["dogs", "unknown"])):
+        routing = await route(guarded, prompt)
+        assert [asked["expert"] for asked in routing["considered"]] == expected
+        routing["shortlist"].pop("ms")
+        assert routing["shortlist"] == {"size": 0, "proposed": 1, "unprofiled": 1, "unfamiliar": 1, "left_out": 0}
+    assert await guarded.metric('lora_relay_shortlist_experts_total{outcome="unfamiliar"}') == 2
+    assert [session.branches.activated for session in guarded.engine.sessions[-2:]] == [2, 2]
+
+
+async def test_a_request_may_do_without_guards(guarded: App) -> None:
+    routing = await route(guarded, "that quick fox", guard=False)
+    assert len(routing["considered"]) == 3
+    assert routing["shortlist"] is None
+
+
+async def test_a_server_without_guards_hears_them_where_a_request_says_so(start: Start, alora: Path) -> None:
+    async with start(no_guard=True) as world:
+        data = await guarded_profile(world, SAMPLES["foxes"], SAMPLES["dogs"])
+        await world.upload([*registration_parts(alora, "foxes"), Part("profile", data, PROFILE_FILE)])
+        for fields, asked in (({}, 1), ({"guard": None}, 1), ({"guard": True}, 0)):
+            assert len((await route(world, "this lazy dog", **fields))["considered"]) == asked
+        body = {"model": "relay/chain", "prompt": "this lazy dog"}
+        assert len((await world.ask("POST", "/v1/completions", body)).json()["routing"]["considered"]) == 1
+    async with start() as world:
+        answer = (await world.ask("POST", "/v1/completions", body)).json()["routing"]
+        assert (answer["considered"], answer["fallback"], answer["reason"]) == ([], True, "no_acceptance")
+
+
+async def test_a_shortlist_chooses_among_those_whose_guards_agree(guarded: App) -> None:
+    routing = await route(guarded, "that quick fox", shortlist=1)
+    assert [asked["expert"] for asked in routing["considered"]] == ["unknown", "foxes"]
+    assert (routing["shortlist"]["unfamiliar"], routing["shortlist"]["left_out"]) == (1, 0)
+
+
+async def test_a_named_expert_is_not_asked_whether_it_knows_such_prompts(guarded: App) -> None:
+    routing = await route(guarded, "this lazy dog", expert="foxes")
+    assert (routing["expert"], routing["shortlist"]) == ("foxes", None)
+
+
+@pytest.mark.parametrize("value", [0, 1, "true", []])
+async def test_a_guard_that_is_not_true_or_false_is_refused_by_name(world: App, value: Any) -> None:
+    reply = await world.ask("POST", "/route", {"prompt": "hi", "guard": value})
+    assert (reply.status, reply.json()["error"]["param"]) == (422, "guard")
 
 
 async def test_the_real_engine_answers_through_a_shortlist_as_the_expert_named(

@@ -11,10 +11,10 @@ def test_the_benchmark_measures_every_group_and_writes_what_it_found(tmp_path: P
     base = write_base(tmp_path / "base")
     for key, word in (("fox", "jumps"), ("dog", "sleeps")):
         for part in ("train", "eval"):
-            lines = [{"id": i, "definition": "Say it.", "input": f"{key} {word} {i}", "output": "x"} for i in range(6)]
+            lines = [{"id": i, "definition": "Say it.", "input": f"{key} {word} {i}", "output": "x"} for i in range(60)]
             (tmp_path / f"{key}.{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     results = tmp_path / "shortlist.json"
-    options = ["--base", str(base), "--cache", str(tmp_path), "--data", str(tmp_path), "--rows", "6", "--queries", "2"]
+    options = ["--base", str(base), "--cache", str(tmp_path), "--data", str(tmp_path), "--rows", "60", "--queries", "2"]
     assert shortlist.main([*options, "--pool-sizes", "5"], results=results) == 0
     found = json.loads(results.read_text())
     groups = {(one["group"], one["profiles_from"]): one for one in found["recall"]}
@@ -24,4 +24,9 @@ def test_the_benchmark_measures_every_group_and_writes_what_it_found(tmp_path: P
         assert 0 <= one["at"]["1"] <= one["at"]["4"] <= one["at"]["8"] <= 1
     assert groups["data, bare inputs", "rows"]["num_queries"] == 4
     assert [one["num_profiles"] for one in found["lookup"]] == [5]
+    guards = {one["group"]: one for one in found["guards"]}
+    assert list(guards) == ["demo", "data", "data, bare inputs"]
+    assert [one["num_experts"] for one in guards.values()] == [5, 2, 2]
+    assert guards["data"]["own"] > guards["data"]["others"], "a fox is no dog"
+    assert all(0 <= one[share] <= 1 for one in guards.values() for share in ("own", "others", "general"))
     assert "--pool-sizes 5" in found["command"]

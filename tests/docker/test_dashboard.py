@@ -20,7 +20,7 @@ SCRAPE_METRICS = {"up": frozenset({"job", "instance"})}
 # For schedulers that route by residency: its labels are lists of names, which no panel can show.
 NOT_SHOWN = {"vllm:lora_requests_info"}
 
-SHORTLIST = Shortlist(experts=(), size=1, num_unprofiled=0, num_chain=1, seconds=0.001)
+SHORTLIST = Shortlist(experts=(), size=1, num_unprofiled=0, num_unfamiliar=0, num_chain=1, seconds=0.001)
 EVERY_PANEL = pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
 
 

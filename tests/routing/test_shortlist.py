@@ -6,10 +6,10 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from expert_store import Catalog, Expert, ExpertVersion, Kind, Profile, Vector
+from expert_store import Catalog, Expert, ExpertVersion, Guard, Kind, Profile, Vector
 from server.engine import Branches
 from server.routing import ChainRouter, Shortlist, ShortlistIndex, Shortlists
 from tests.routing.test_chain import FakeProber
@@ -25,9 +25,14 @@ def unit(values: Sequence[float]) -> Vector:
 
 
 def expert(
-    number: int, values: Sequence[float] | None, *, feature: str = FEATURE, kind: Kind = "alora"
+    number: int,
+    values: Sequence[float] | None,
+    *,
+    feature: str = FEATURE,
+    kind: Kind = "alora",
+    guard: Guard | None = None,
 ) -> ExpertVersion:
-    profile = None if values is None else Profile("sha256:0", feature, unit(values))
+    profile = None if values is None else Profile("sha256:0", feature, unit(values), guard)
     return make_version(f"e{number}", kind=kind, profile=profile)
 
 
@@ -84,6 +89,54 @@ def test_the_index_proposes_whom_the_loop_finds_nearest(
     if len(profiled) > size:
         near = closeness(experts, unit(query))
         assert min(near[name] for name in chosen) >= max(near[n] for n in profiled if n not in chosen) - 1e-5
+
+
+GUARDS = st.none() | st.builds(
+    lambda centre, direction, least: Guard(np.float32(0.05) * np.array(centre, np.float32), unit(direction), least),
+    st.lists(st.integers(-9, 9), min_size=WIDTH, max_size=WIDTH),
+    VECTORS,
+    st.floats(-1, 1, width=16),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.none() | st.tuples(VECTORS, GUARDS), min_size=1, max_size=24), VECTORS, st.integers(0, 26))
+def test_whom_guards_leave_out_is_whom_the_loop_finds_unlike(
+    pool: list[tuple[list[int], Guard | None] | None], query: list[int], size: int
+) -> None:
+    experts = [expert(i, *((None,) if one is None else one[:1]), guard=one and one[1]) for i, one in enumerate(pool)]
+    feature = unit(query)
+    known = [e for e in experts if e.profile is None or e.profile.guard is None or e.profile.guard.knows(feature[None])]
+    close = [
+        abs(float((feature - g.centre_D) @ g.direction_D) - g.least * float(np.linalg.norm(feature - g.centre_D)))
+        for e in experts
+        if e.profile is not None and (g := e.profile.guard) is not None
+    ]
+    assume(min(close, default=1.0) > 1e-5)
+    index = ShortlistIndex(experts, FEATURE)
+    found, num_unfamiliar = index.familiar(feature, size)
+    assert num_unfamiliar == len(experts) - len(known)
+    if size == 0:
+        assert list(found) == known
+    profiled = [e for e in known if e.profile is not None]
+    assert len(found) == len(known) - max(0, len(profiled) - (size or len(profiled)))
+    assert set(found) <= set(known)
+
+
+@pytest.mark.parametrize(("least", "asked"), [(0.6, ["e0", "e1"]), (0.9, ["e0"])])
+def test_the_chain_does_not_ask_to_whom_a_prompt_is_unfamiliar(least: float, asked: list[str]) -> None:
+    guard = Guard(np.zeros(WIDTH, np.float32), unit([1, 1, 0, 0, 0, 0]), least)
+    catalog = catalog_of([expert(0, None), expert(1, [1] * WIDTH, guard=guard)])
+    shortlist = Shortlists(FixedFeature([1, 0, 0, 0, 0, 0])).propose(catalog, (1,), 0, guarded=True)
+    assert route(catalog, {"e0": -1.0, "e1": 2.0}, shortlist) == ("e1" if "e1" in asked else None, asked)
+    assert (shortlist.num_unfamiliar, shortlist.num_left_out) == (2 - len(asked), 0)
+    assert Shortlists(FixedFeature([1, 0, 0, 0, 0, 0])).propose(catalog, (1,), 0).experts == catalog.chain_experts()
+
+
+def test_a_catalog_is_guarded_where_one_of_its_chain_is() -> None:
+    guard = Guard(np.zeros(WIDTH, np.float32), unit([1] * WIDTH), 0.5)
+    assert not catalog_of([expert(0, None), expert(1, [1] * WIDTH)]).guarded
+    assert catalog_of([expert(0, None), expert(1, [1] * WIDTH, guard=guard)]).guarded
 
 
 def test_of_equally_near_experts_the_first_in_the_chain_are_proposed() -> None:

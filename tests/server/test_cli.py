@@ -30,7 +30,7 @@ ROUTING = {
     "reason": "accepted",
     "considered": [{"expert": "sql", "version": 3, "score": 0.98, "accepted": True}],
     "catalog_generation": 17,
-    "shortlist": {"size": 8, "proposed": 8, "unprofiled": 1, "left_out": 291, "ms": 0.4},
+    "shortlist": {"size": 8, "proposed": 8, "unprofiled": 1, "unfamiliar": 2, "left_out": 289, "ms": 0.4},
     "experts": [{"expert": "sql", "version": 3, "digest": "sha256:0", "weight": 1.0}],
     "shadow": [
         {
@@ -188,7 +188,10 @@ def test_route_shows_who_would_answer_and_who_was_asked() -> None:
     assert status == 0
     assert "sql@3 accepted score 0.9800" in output
     assert "mine" in output
-    assert "shortlist: 8 by their profiles and 1 without a profile, 291 left out, 0.4 ms" in output
+    assert (
+        "shortlist: 8 by their profiles and 1 without a profile, 289 left out, 2 unasked by their guards, 0.4 ms"
+        in output
+    )
     assert json.loads(FakeServer.seen[-1][1]) == {"prompt": "how many users?"}
 
 
@@ -223,6 +226,13 @@ def test_routers_add_sends_what_the_recipe_wrote(tmp_path: Path) -> None:
     for field, name in (("router", "router.safetensors"), ("manifest", "manifest.json")):
         assert f'name="{field}"' in sent
         assert f"content of {name}" in sent
+
+
+@pytest.mark.usefixtures("url")
+def test_route_passes_on_whether_guards_are_heard() -> None:
+    for flag, guard in (("--guard", True), ("--no-guard", False)):
+        relay("route", "x", flag)
+        assert json.loads(FakeServer.seen[-1][1]) == {"prompt": "x", "guard": guard}
 
 
 @pytest.mark.usefixtures("url")

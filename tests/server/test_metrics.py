@@ -45,9 +45,11 @@ def test_an_accepted_request_counts_for_its_expert() -> None:
 
 def test_a_shortlist_counts_the_experts_of_the_chain_by_what_it_made_of_them() -> None:
     metrics = new_metrics()
-    shortlist = Shortlist(experts=(SQL, SQL, SQL), size=2, num_unprofiled=1, num_chain=10, seconds=0.002)
+    shortlist = Shortlist(
+        experts=(SQL, SQL, SQL), size=2, num_unprofiled=1, num_unfamiliar=3, num_chain=10, seconds=0.002
+    )
     metrics.on_request(record(Decision("chain", SQL, 0.9, False, "accepted", (), 7, shortlist)))
-    for outcome, count in (("proposed", 2), ("unprofiled", 1), ("left_out", 7)):
+    for outcome, count in (("proposed", 2), ("unprofiled", 1), ("unfamiliar", 3), ("left_out", 4)):
         assert value(metrics, "shortlist_experts_total", outcome=outcome) == count
     assert value(metrics, "shortlist_seconds_sum") == 0.002
 

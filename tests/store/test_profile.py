@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from expert_store import CorruptStore, ExpertStore, ExpertVersion, InvalidAdapter, Profile, read_profile
+from expert_store import CorruptStore, ExpertStore, ExpertVersion, Guard, InvalidAdapter, Profile, read_profile
 from expert_store.vector_file import MAX_VECTOR_BYTES
 
 from .samples import CHOOSY, INFO, safetensors_bytes
@@ -15,6 +15,17 @@ from .samples import CHOOSY, INFO, safetensors_bytes
 VECTOR = np.array([0.6, -0.8], dtype=np.float32)
 PROFILE = Profile("sha256:0", "test/1", VECTOR)
 SAID = {"base_fingerprint": "sha256:0", "feature": "test/1"}
+GUARD = Guard(np.array([0.25, 0.5], np.float32), np.array([0.0, 1.0], np.float32), 0.123456)
+GUARDED = Profile("sha256:0", "test/1", VECTOR, GUARD)
+GUARDED_SAID = {**SAID, "least": "0.5"}
+
+
+def guarded(**changes: Any) -> bytes:
+    """A guarded profile's file, with other tensors or words."""
+    tensors = {"profile": VECTOR, "centre": GUARD.centre_D, "direction": GUARD.direction_D}
+    said = {**GUARDED_SAID, **{k: v for k, v in changes.items() if isinstance(v, str)}}
+    tensors |= {k: v for k, v in changes.items() if isinstance(v, np.ndarray)}
+    return save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=said)
 
 
 def publish(store: ExpertStore, profile: bytes | None) -> ExpertVersion:
@@ -51,6 +62,26 @@ def test_a_damaged_profile_is_found_and_never_used(store: ExpertStore) -> None:
     assert [problem.path for problem in store.verify()] == [path]
 
 
+def test_a_guard_survives_being_opened_again(store: ExpertStore) -> None:
+    publish(store, GUARDED.to_bytes())
+    read = ExpertStore.open(store.root).catalog.resolve("sql").profile
+    assert read is not None
+    assert read.guard is not None
+    assert read.guard.least == 0.123456
+    np.testing.assert_array_equal(read.guard.centre_D, GUARD.centre_D)
+    np.testing.assert_array_equal(read.guard.direction_D, GUARD.direction_D)
+    np.testing.assert_array_equal(read.vector_D, VECTOR)
+
+
+def test_a_guard_knows_what_lies_in_its_direction() -> None:
+    features = np.array([[0.6, -0.8], [0.0, 1.0], [1.0, 0.0], GUARD.centre_D], np.float32)
+    cosines = [
+        float((f - GUARD.centre_D) @ GUARD.direction_D / np.linalg.norm(f - GUARD.centre_D)) for f in features[:3]
+    ]
+    assert GUARD.knows(features).tolist() == [*(cosine >= GUARD.least for cosine in cosines), False]
+    assert {*GUARD.knows(features).tolist()} == {True, False}
+
+
 def header(**changes: Any) -> bytes:
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
     return safetensors_bytes({"__metadata__": SAID, "profile": entry}, VECTOR.tobytes())
@@ -74,6 +105,20 @@ def header(**changes: Any) -> bytes:
         (header(shape=[3]), "one vector of F32"),
         (header(data_offsets=[0, 4]), "one vector of F32"),
         (b" " * (MAX_VECTOR_BYTES + 1), "at most"),
+        (save({"profile": VECTOR, "centre": VECTOR}, metadata=SAID), "must hold"),
+        (save({"profile": VECTOR}, metadata=GUARDED_SAID), "metadata"),
+        (save({"profile": VECTOR, "centre": VECTOR, "direction": VECTOR}, metadata=SAID), "metadata"),
+        (guarded(profile=VECTOR * 2), "length 2"),
+        (guarded(direction=VECTOR * 2), "its direction 2, not 1"),
+        (guarded(direction=VECTOR * np.float32("nan")), "its direction nan"),
+        (guarded(centre=VECTOR * 3), "its centre has length 3"),
+        (guarded(centre=VECTOR * np.float32("inf")), "its centre has length inf"),
+        (guarded(centre=np.zeros(3, np.float32)), "one vector of F32"),
+        (guarded(centre=np.zeros(2, np.float64)), "one vector of F32"),
+        (guarded(least="nan"), "from -1 to 1, it is 'nan'"),
+        (guarded(least="1.5"), "from -1 to 1"),
+        (guarded(least="much"), "from -1 to 1"),
+        (guarded() + bytes(12), "one vector of F32"),
     ],
 )
 def test_whatever_is_no_profile_is_refused_and_nothing_is_published(store: ExpertStore, data: bytes, says: str) -> None:

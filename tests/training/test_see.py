@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -263,6 +264,30 @@ def test_the_profile_is_that_of_the_rows_it_was_trained_on(trained: tuple[Path, 
     profile = read_profile(trained[0] / "profile.safetensors")
     assert (profile.base_fingerprint, profile.feature) == (base.spec.fingerprint, feature.name)
     assert float(profile.vector_D @ whole.vector_D) > 0.99, "but for the held-out rows"
+
+
+def test_rows_enough_give_a_guard_that_the_server_can_ask(
+    trained: tuple[Path, Recorder], base_folder: Path, data: SelectionData, tmp_path: Path
+) -> None:
+    few = read_profile(trained[0] / "profile.safetensors")
+    assert few.guard is None
+    assert "guard_leaves_out" not in parse_draft((trained[0] / "manifest.json").read_bytes()).quality
+    own = DataFile(data.own.path, rows("jump", 60, answers=True))
+    found = run(base_folder, replace(data, own=own), tmp_path / "guarded")
+    assert found.guard_leaves_out == 1
+    assert parse_draft((tmp_path / "guarded" / "manifest.json").read_bytes()).quality["guard_leaves_out"] == 1
+    guard = read_profile(tmp_path / "guarded" / "profile.safetensors").guard
+    assert guard is not None
+    base = load(base_folder)
+    chat = ChatFormat(base.tokenizer)
+    feature = PromptFeature(base, chat)
+    known = {}
+    for prefix in ("jump", "lazy"):
+        prompts = [row.input for row in rows(prefix, 60, answers=False)]
+        features = [feature.of(chat.render([{"role": "user", "content": text}]).tokens) for text in prompts]
+        known[prefix] = int(guard.knows(np.stack(features)).sum())
+    assert known["jump"] >= 58, "but for one in a hundred"
+    assert known["lazy"] == 0
 
 
 def test_the_manifest_says_where_the_expert_came_from(trained: tuple[Path, Recorder], base_folder: Path) -> None:

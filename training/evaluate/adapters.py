@@ -31,6 +31,7 @@ from training.tuning import AnswerFormat, continued_adapter, fresh_adapter, plan
 
 ADAPTER = "adapter"
 _FISHER = "fisher.safetensors"
+_GUARDED = {"guard": 1}  # profiles of experts trained before had none
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class SeeExpert:
     def identity(self) -> Mapping[str, Any]:
         data = {"own": digest_samples(self.own), "negatives": digest_samples(self.negatives)}
         late = {"wake": self.wake} if self.wake != "prompt" else {}
-        return {**data, **trained_by(self.budget), "kind": self.kind, "seed": self.seed, **late}
+        return {**data, **trained_by(self.budget), "kind": self.kind, "seed": self.seed, **late, **_GUARDED}
 
     def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:  # noqa: ARG002
         out = folder / ADAPTER
@@ -103,7 +104,7 @@ class GatedLora:
 
     def identity(self) -> Mapping[str, Any]:
         data = {"own": digest_samples(self.own), "negatives": digest_samples(self.negatives)}
-        return {**data, **trained_by(self.budget), "rank": GateOptions().rank, "seed": self.seed}
+        return {**data, **trained_by(self.budget), "rank": GateOptions().rank, "seed": self.seed, **_GUARDED}
 
     def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:
         out = folder / ADAPTER

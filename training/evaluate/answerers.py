@@ -134,9 +134,10 @@ class ByTask:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """The experts ask themselves, in this order."""
+    """The experts ask themselves, in this order; `guarded`: none whose guard says that a prompt is not of its kind."""
 
     order: tuple[Unit, ...]
+    guarded: bool = False
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -146,10 +147,10 @@ class Chain:
         pool.order_chain(self.order)
 
     def request(self, pool: Pool, sample: Sample) -> dict[str, Any]:  # noqa: ARG002
-        return {"router": "chain"}
+        return {"router": "chain", "guard": self.guarded}
 
     def identity(self, pool: Pool, sample: Sample) -> str:  # noqa: ARG002
-        return "chain " + " ".join(pool.key(unit) for unit in self.order)
+        return ("guarded " if self.guarded else "") + "chain " + " ".join(pool.key(unit) for unit in self.order)
 
 
 @dataclass(frozen=True, eq=False)

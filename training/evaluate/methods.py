@@ -5,7 +5,7 @@ looked at; a new one is a function more and a line in METHODS.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from expert_store import Gates
@@ -111,6 +111,15 @@ def see_late(setting: Setting) -> Stages:
 
 def gates(setting: Setting) -> Stages:
     return _chains(gated(setting))
+
+
+def guarded(chain: Callable[[Setting], Stages]) -> Callable[[Setting], Stages]:
+    """The same chain, which asks none whose guard says that a prompt is not of its kind."""
+
+    def stages(setting: Setting) -> Stages:
+        return [replace(stage, guarded=True) for stage in chain(setting) if isinstance(stage, Chain)]
+
+    return stages
 
 
 def oracle(setting: Setting) -> Stages:
@@ -246,6 +255,10 @@ METHODS: dict[str, Method] = {
     "see-alora": Method(see_alora, "SEE with activated experts", routed=True),
     "see-late": Method(see_late, "SEE with activated experts woken at the indicator", routed=True),
     "gates": Method(gates, "the LoRAs trained alone, each with a gate, in a chain", routed=True),
+    "see-guard": Method(guarded(see), "`see`, guarded", routed=True),
+    "see-alora-guard": Method(guarded(see_alora), "`see-alora`, guarded", routed=True),
+    "see-late-guard": Method(guarded(see_late), "`see-late`, guarded", routed=True),
+    "gates-guard": Method(guarded(gates), "`gates`, guarded", routed=True),
     "oracle": Method(oracle, "the right one of `see`'s experts by name"),
     "oracle-alora": Method(oracle_alora, "the right one of `see-alora`'s experts by name"),
     "oracle-late": Method(oracle_late, "the right one of `see-late`'s experts by name"),

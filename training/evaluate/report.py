@@ -114,6 +114,7 @@ _KINDS = {
     "see-late": ("activated, woken at the indicator", "oracle-late"),
     "gates": ("plain, asked through gates", "oracle-isolated"),
 }
+_KINDS |= {f"{name}-guard": (f"{kind}; guarded", by_name) for name, (kind, by_name) in _KINDS.items()}
 
 
 def _kinds(runs: Sequence[Run]) -> list[str]:

@@ -13,6 +13,8 @@ from training.evaluate.__main__ import main
 from training.evaluate.methods import METHODS
 from training.evaluate.units import BaseSource
 
+CHAINS = ("see", "see-alora", "see-late", "gates")
+
 
 def run(data: Path, base: BaseSource, out: Path, *more: str, in_this_process: bool = False) -> dict[str, Any]:
     options = ["--data", str(data), "--out", str(out), "--base", base.source, "--cache", str(base.cache)]
@@ -75,7 +77,7 @@ def test_every_method_runs_with_both_kinds_of_prompts(data: Path, base_source: B
             "arrow",
         )
         assert (entry["bwt"] is None) == at_the_end
-        chained = entry["method"] in ("see", "see-alora", "see-late", "gates")
+        chained = entry["method"].removesuffix("-guard") in CHAINS
         assert (entry["routing"] is not None and entry["routing"]["fallback"] is not None) == chained
     by_method = {entry["method"]: entry for entry in record["runs"] if entry["prompts"] == "input"}
     assert by_method["elrea-base"]["rouge"] == by_method["multi-task"]["rouge"]
@@ -85,7 +87,7 @@ def test_every_method_runs_with_both_kinds_of_prompts(data: Path, base_source: B
         assert branches * prompt_tokens <= computed < (branches + 1) * prompt_tokens + 48 * branches
     report = (tmp_path / "report.md").read_text()
     for name in METHODS:
-        kinds = name in ("see", "see-alora", "see-late", "gates")
+        kinds = name.removesuffix("-guard") in CHAINS
         assert len(re.findall(rf"^\| `{name}` \|", report, re.MULTILINE)) == 6
         assert (report.count(f"| `{name}` |") == 8) == kinds
     for line in report.splitlines():

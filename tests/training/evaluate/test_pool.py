@@ -10,7 +10,7 @@ import pytest
 
 from server.own_server import own_server
 from training.evaluate.adapters import TunedLora
-from training.evaluate.answerers import Answer, TheBase
+from training.evaluate.answerers import Answer, Chain, TheBase
 from training.evaluate.asking import Book, Questioner
 from training.evaluate.budget import BUDGETS
 from training.evaluate.elrea import ClusterExpert, cluster_experts
@@ -40,6 +40,13 @@ def served(
     flags = ["--base", base_source.source, "--cache", str(base_source.cache), "--device", "cpu", "--no-demo"]
     with own_server(folder, *flags) as server:
         yield ServedPool(lambda: Place(server.url, folder / "store"), workshop)
+
+
+def test_a_guarded_chain_is_asked_as_one_and_its_answers_are_kept_apart(served: ServedPool) -> None:
+    plain, guarded = Chain(()), Chain((), guarded=True)
+    assert plain.request(served, ROWS[0]) == {"router": "chain", "guard": False}
+    assert guarded.request(served, ROWS[0]) == {"router": "chain", "guard": True}
+    assert plain.identity(served, ROWS[0]) != guarded.identity(served, ROWS[0])
 
 
 def test_what_the_book_holds_needs_no_server(workshop: Workshop, tmp_path: Path) -> None:
