@@ -99,6 +99,11 @@ class ExpertVersion:
         return self.gate or self
 
     @property
+    def guarded(self) -> bool:
+        """Whether it can be told, without asking it, that a prompt is unlike all that it was trained on."""
+        return self.profile is not None and self.profile.guard is not None
+
+    @property
     def answers_after_accept(self) -> bool:
         """Whether it was trained to say its accept string and then its answer. Those with a gate never learned to, and
         gates have no answer."""
@@ -156,8 +161,8 @@ class Catalog:
 
     @cached_property
     def guarded(self) -> bool:
-        """Whether the chain would ask anybody whose guard can say that a prompt is not of its kind."""
-        return any(version.profile is not None and version.profile.guard for version in self.chain_experts())
+        """Whether anybody in the chain is."""
+        return any(version.guarded for version in self.chain_experts())
 
     @property
     def fallback_expert(self) -> ExpertVersion | None:

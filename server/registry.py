@@ -321,8 +321,10 @@ class Registry:
         """Checks the profile that came with the adapter, or makes one of the manifest's samples."""
         path = staged.folder / PROFILE_FILE
         if path.exists() or path.is_symlink():
-            self._check_profile(read_profile(path))
-            return Check("profile", True, f"it came with one, of {self._feature.name}")
+            profile = read_profile(path)
+            self._check_profile(profile)
+            guard = "without a guard" if profile.guard is None else "with a guard"
+            return Check("profile", True, f"it came with one, of {self._feature.name}, {guard}")
         if not draft.samples:
             return Check("profile", True, "neither profile nor samples, so a shortlist never leaves it out")
         with _lone_message("samples"):

@@ -6,6 +6,7 @@ detection). So an expert can leave alone what nobody taught it to reject.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +34,24 @@ def fit_guard(own_ND: Sequence[Vector], held_out: Sequence[Vector], negatives_KD
     scores = [_cosines(own - centre_D, others_ND - centre_D)]
     if held_out:
         scores.append(_cosines(np.stack(held_out) - centre_D, (mean_D - centre_D)[None]))
-    least = min(float(np.quantile(some, LEFT_OUT, method="lower")) for some in scores)
     direction_D = mean_D - centre_D
     return Guard(
         centre_D=centre_D.astype(np.float32),
         direction_D=(direction_D / np.linalg.norm(direction_D)).astype(np.float32),
-        least=max(-1.0, round(least - 1e-6, 6)),  # rounded on either side, a row stays where it is
+        least=min(map(_least, scores)),
     )
+
+
+def widen_guard(guard: Guard, rows_ND: Sequence[Vector]) -> Guard:
+    """The same, but for LEFT_OUT at most it knows these rows too. At least one."""
+    centre_D, direction_D = guard.centre_D.astype(np.float64), guard.direction_D.astype(np.float64)
+    scores_N = _cosines(np.stack(rows_ND) - centre_D, direction_D[None])
+    return replace(guard, least=min(guard.least, _least(scores_N)))
+
+
+def _least(scores_N: NDArray[np.float64]) -> float:
+    """Rounded down, so that a row of this very score is known whatever it is computed in."""
+    return max(-1.0, round(float(np.quantile(scores_N, LEFT_OUT, method="lower")) - 1e-6, 6))
 
 
 def _cosines(a_ND: NDArray[np.float64], b_ND: NDArray[np.float64]) -> NDArray[np.float64]:

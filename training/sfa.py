@@ -9,7 +9,7 @@ Choice of ours: A stays as the parent has it and only B is trained, so that aver
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,13 +26,16 @@ from expert_store import (
     ExpertStore,
     ExpertVersion,
     ManifestDraft,
+    Profile,
     Training,
 )
 from server.model.base import Base
 from server.model.chat import ChatFormat
+from server.model.feature import PromptFeature
 from training.averaging import Averaging, freeze_down_projections, unfreeze_adapter
 from training.data import DataFile, Example, digest_files, digest_roles
 from training.errors import InvalidRun
+from training.guard import widen_guard
 from training.output import open_folder, remove_checkpoints, save_adapter
 from training.progress import RunObserver
 from training.suffix import SuffixRunner
@@ -88,7 +91,9 @@ def train_sfa(
     """Trains through the data sets in turn and leaves an expert's folder in `out`, with the parent in its manifest.
 
     `negatives`, prompts to reject, are mixed into every data set. Indicators, threshold, gate, profile and samples are
-    the parent's. `base.model` is consumed. Raises InvalidData, InvalidRun, Diverged.
+    the parent's; a guard is widened to the new rows. `base.model` is consumed.
+
+    Raises InvalidData, InvalidRun, Diverged.
     """
     _refuse_unsuitable(base, parent, negatives)
     stages, activated = _encode(base, parent, data, negatives, options)
@@ -103,7 +108,7 @@ def train_sfa(
 
     unfreeze_adapter(model)
     save_adapter(model, base, out, invocation_tokens=parent.invocation_tokens)
-    _copy_beside(parent, out)
+    _copy_beside(parent, base, data, out)
     draft = _draft(parent, [*roles["data"], *roles["negatives"]], stages, options, command)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     remove_checkpoints(checkpoints)
@@ -170,12 +175,21 @@ def _run_stage(
     os.replace(writing, finished)
 
 
-def _copy_beside(parent: ExpertVersion, out: Path) -> None:
-    """Profile and gate judge prompts, which the new answers do not change."""
-    if (parent.folder / PROFILE_FILE).is_file():
-        shutil.copyfile(parent.folder / PROFILE_FILE, out / PROFILE_FILE)
+def _copy_beside(parent: ExpertVersion, base: Base, data: Sequence[DataFile], out: Path) -> None:
+    """Profile and gate judge prompts, which the new answers do not change; but a guard is to know the new rows, too."""
+    if parent.profile is not None:
+        (out / PROFILE_FILE).write_bytes(_widened(parent.profile, base, data).to_bytes())
     if parent.gate is not None:
         shutil.copytree(parent.folder / GATE_FOLDER, out / GATE_FOLDER, dirs_exist_ok=True)
+
+
+def _widened(profile: Profile, base: Base, data: Sequence[DataFile]) -> Profile:
+    chat = ChatFormat(base.tokenizer)
+    feature = PromptFeature(base, chat)
+    if profile.guard is None or profile.feature != feature.name:
+        return profile
+    prompts = [chat.render([{"role": "user", "content": row.input}]).tokens for file in data for row in file.rows]
+    return replace(profile, guard=widen_guard(profile.guard, [feature.of(tokens) for tokens in prompts]))
 
 
 def _draft(

@@ -374,6 +374,7 @@ class VersionSummary(ResponseModel):
     rank: int
     self_selecting: bool = Field(description="Whether it can accept and reject queries, and so be in the chain.")
     gated: bool = Field(description="Whether a gate accepts and rejects for it.")
+    guarded: bool = Field(description="Whether a guard keeps the chain from asking it about prompts unlike its rows.")
     aliases: list[str]
     created_at: datetime
 
@@ -455,6 +456,7 @@ class ChainMember(ResponseModel):
     version: int | None = Field(description="The live version; null where there is none.")
     kind: Kind | None
     gated: bool = Field(description="Whether it is asked through a gate.")
+    guarded: bool = Field(description="Whether a guard keeps it from being asked about prompts unlike its rows.")
     asked: bool = Field(description="False where the live version cannot choose, or there is none.")
     threshold: float | None
 

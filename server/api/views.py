@@ -204,6 +204,7 @@ def _chain_member(expert: Expert, *, asked: bool) -> ChainMember:
         version=live.version if live else None,
         kind=live.kind if live else None,
         gated=_is_gated(live),
+        guarded=live is not None and live.guarded,
         asked=asked,
         threshold=live.manifest.threshold if live else None,
     )
@@ -231,6 +232,7 @@ def _version_summary(expert: Expert, version: ExpertVersion) -> VersionSummary:
         rank=version.rank,
         self_selecting=version.self_selecting,
         gated=_is_gated(version),
+        guarded=version.guarded,
         aliases=sorted(alias for alias, number in expert.aliases.items() if number == version.version),
         created_at=version.manifest.created_at,
     )

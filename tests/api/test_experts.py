@@ -79,6 +79,7 @@ async def test_the_chain_is_newest_first_and_can_be_ordered(world: App, alora: P
         "version": 1,
         "kind": "alora",
         "gated": False,
+        "guarded": False,
         "asked": True,
         "threshold": 0.5,
     }

@@ -163,6 +163,17 @@ async def test_whose_guard_does_not_know_such_prompts_is_not_asked(guarded: App)
     assert [session.branches.activated for session in guarded.engine.sessions[-2:]] == [2, 2]
 
 
+async def test_who_is_guarded_stands_with_the_expert_and_the_chain(guarded: App) -> None:
+    members = (await guarded.ask("GET", "/chain")).json()["members"]
+    assert {member["expert"]: member["guarded"] for member in members} == {
+        "foxes": True,
+        "unknown": False,
+        "dogs": True,
+    }
+    [version] = (await guarded.ask("GET", "/experts/foxes")).json()["versions"]
+    assert version["guarded"]
+
+
 async def test_a_request_may_do_without_guards(guarded: App) -> None:
     routing = await route(guarded, "that quick fox", guard=False)
     assert len(routing["considered"]) == 3

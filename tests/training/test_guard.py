@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from training.guard import LEFT_OUT, MIN_ROWS, fit_guard
+from training.guard import LEFT_OUT, MIN_ROWS, fit_guard, widen_guard
 
 WIDTH = 16
 
@@ -58,6 +58,18 @@ def test_held_out_rows_in_other_wordings_widen_it() -> None:
     assert wide is not None
     assert wide.least < narrow.least
     assert wide.knows(np.stack(others)).all()
+
+
+def test_a_widened_guard_knows_new_rows_and_all_that_it_knew() -> None:
+    guard = fit_guard(list(cloud(0, 200, 0)), [], list(cloud(2, 60, 1)))
+    assert guard is not None
+    new = cloud(5, 100, 2)
+    wider = widen_guard(guard, list(new))
+    assert not guard.knows(new).any()
+    assert wider.knows(new).sum() >= 99
+    assert widen_guard(guard, list(cloud(0, 200, 0))[:1]).least <= guard.least
+    near = np.stack([guard.centre_D + guard.direction_D])
+    assert widen_guard(guard, list(near)).least == guard.least, "what it knows already changes nothing"
 
 
 @pytest.mark.parametrize(("count", "num_negatives"), [(MIN_ROWS - 1, 60), (200, 0)])

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -10,14 +11,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from expert_store import ExpertStore, ExpertVersion, inspect_adapter, parse_draft
+from expert_store import ExpertStore, ExpertVersion, inspect_adapter, parse_draft, read_profile
 from server.model.base import Base, load_base
 from server.model.chat import ChatFormat
+from server.model.feature import PromptFeature
 from tests.support.tiny import publish, write_adapter, write_base
 from training.averaging import Averaging, averaging_steps, freeze_down_projections
 from training.cli import app
 from training.data import read_rows
 from training.errors import Diverged, InvalidRun
+from training.guard import fit_guard
 from training.sfa import NextVersion, SfaOptions, find_parent, train_sfa
 
 
@@ -166,6 +169,33 @@ def test_the_next_version_knows_its_parent_and_moved_from_it(
     old, new = deltas(base_folder, parent.folder), deltas(base_folder, tmp_path / "out")
     assert old.keys() == new.keys()
     assert max(float((new[n] - old[n]).abs().max()) for n in old) > 1e-3
+
+
+def test_its_guard_knows_the_new_rows_too(store: Path, base_folder: Path, tmp_path: Path) -> None:
+    base = load(base_folder)
+    chat = ChatFormat(base.tokenizer)
+    feature = PromptFeature(base, chat)
+    experts = ExpertStore.open(store)
+    prompts = {
+        word: [chat.render([{"role": "user", "content": f"{word} {number}"}]).tokens for number in range(60)]
+        for word in ("lazy", "jump", "brown")
+    }
+    features = {word: [feature.of(tokens) for tokens in some] for word, some in prompts.items()}
+    guard = fit_guard(features["lazy"], [], features["brown"])
+    assert guard is not None
+    new = write_rows(tmp_path / "new.jsonl", "jump")
+    for name, given in (("guarded", guard), ("unguarded", None)):
+        adapter = write_adapter(tmp_path / name, base_folder, kind="lora", targets=["q_proj"])
+        (adapter / "profile.safetensors").write_bytes(feature.profile(prompts["lazy"], given).to_bytes())
+        parent = publish(experts, base, adapter, name)
+        run(base_folder, parent, [new], tmp_path / f"{name}-next")
+    assert not guard.knows(np.stack(features["jump"])).any()
+    wider = read_profile(tmp_path / "guarded-next" / "profile.safetensors").guard
+    assert wider is not None
+    assert wider.least < guard.least
+    assert wider.knows(np.stack(features["jump"][:12])).all()
+    left, kept = ((tmp_path / name / "profile.safetensors").read_bytes() for name in ("unguarded", "unguarded-next"))
+    assert left == kept
 
 
 def test_beta_one_changes_nothing_and_a_larger_beta_stays_nearer(
