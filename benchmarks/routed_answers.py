@@ -85,13 +85,20 @@ class Questions:
         self._answer_tokens = answer_tokens
 
     def answer(self, router: RouterName, sample: Sample) -> Answered | Failed:
-        request = {"prompt": sample.prompt, "router": router, "max_new_tokens": self._answer_tokens}
+        request = {
+            "prompt": sample.prompt,
+            "router": router,
+            "guard": False,
+            "max_new_tokens": self._answer_tokens,
+        }
         said = self._sent("/generate", router, request)
         return said if isinstance(said, Failed) else _answered(router, sample, said)
 
     def shadows(self, sample: Sample) -> list[Agreed] | Failed:
         """A dry run of the chain, with the others scored beside it."""
-        said = self._sent("/route", "chain", {"prompt": sample.prompt, "router": "chain", "shadow": list(SHADOWS)})
+        said = self._sent(
+            "/route", "chain", {"prompt": sample.prompt, "router": "chain", "guard": False, "shadow": list(SHADOWS)}
+        )
         if isinstance(said, Failed):
             return said
         return [Agreed(one["router"], one["agreed"], one["ms"]) for one in said["routing"]["shadow"]]

@@ -35,6 +35,7 @@ from expert_store import (
     StoreBusy,
     StoreError,
     UnknownExpert,
+    Vector,
     check_name,
     complete_manifest,
     inspect_adapter,
@@ -73,6 +74,8 @@ class ProfileFeature(Protocol):
 
     @property
     def width(self) -> int: ...
+
+    def of(self, tokens: Sequence[int]) -> Vector: ...
 
     def profile(self, prompts: Iterable[Sequence[int]]) -> Profile: ...
 
@@ -323,14 +326,20 @@ class Registry:
         if path.exists() or path.is_symlink():
             profile = read_profile(path)
             self._check_profile(profile)
-            guard = "without a guard" if profile.guard is None else "with a guard"
-            return Check("profile", True, f"it came with one, of {self._feature.name}, {guard}")
+            return Check("profile", True, f"it came with one, of {self._feature.name}, {self._guard(profile, draft)}")
         if not draft.samples:
             return Check("profile", True, "neither profile nor samples, so a shortlist never leaves it out")
         with _lone_message("samples"):
             profile = self._feature.profile(self._rendered(sample).tokens for sample in draft.samples)
         path.write_bytes(profile.to_bytes())
         return Check("profile", True, f"made from {len(draft.samples)} samples, of {self._feature.name}")
+
+    def _guard(self, profile: Profile, draft: ManifestDraft) -> str:
+        if profile.guard is None:
+            return "without a guard"
+        features = [self._feature.of(self._rendered(sample).tokens) for sample in draft.samples]
+        known = sum(bool(profile.guard.knows(feature_D[None])[0]) for feature_D in features)
+        return "with a guard" + (f" that knows {known} of {len(features)} samples" if features else "")
 
     def _check_profile(self, profile: Profile) -> None:
         made_on, runs = profile.base_fingerprint, self._spec.fingerprint

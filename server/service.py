@@ -281,7 +281,7 @@ class Service:
 
     async def _shortlisted(self, case: "_Case", query: Query, prompt: Prompt) -> "_Case":
         """In a thread, since the first one on a new catalog builds an index."""
-        guarded = query.guard and case.catalog.guarded
+        guarded = query.guard and case.catalog.guarded and _is_like_training(query.prompt)
         if not case.asks_chain or not (query.shortlist or guarded):
             return case
         shortlist = await asyncio.to_thread(
@@ -321,6 +321,12 @@ class Service:
 
 
 _REFUSAL: tuple[str, FinishReason] = ("", "refused")
+
+
+def _is_like_training(prompt: tuple[Message, ...] | RawPrompt) -> bool:
+    """Whether it is one user's message, as training rows are: in the words of a whole conversation, or past the
+    template, guards would take for strange what experts know."""
+    return not isinstance(prompt, RawPrompt) and [message["role"] for message in prompt] == ["user"]
 
 
 def _resolve(catalog: Catalog, ref: str) -> ExpertVersion:

@@ -136,10 +136,11 @@ def _expert_parts(answer: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _shortlist(shortlist: Mapping[str, Any]) -> Text:
-    chosen, without, unlike, far = (shortlist[key] for key in ("proposed", "unprofiled", "unfamiliar", "left_out"))
+    chosen, without, far = (shortlist[key] for key in ("proposed", "unprofiled", "left_out"))
     beside = f" and {without} without a profile" if without else ""
-    out = f"{far} left out" + (f", {unlike} unasked by their guards" if unlike else "")
-    return Text(f"shortlist: {chosen} by their profiles{beside}, {out}, {shortlist['ms']:.1f} ms")
+    unlike = f", {shortlist['unfamiliar']} left out by their guards" if shortlist.get("unfamiliar") else ""
+    nearest = f"{chosen} by their profiles" if shortlist["size"] else f"{chosen} with a profile"
+    return Text(f"shortlist: {nearest}{beside}{unlike}, {far} left out, {shortlist['ms']:.1f} ms")
 
 
 def _considered(experts: Sequence[Mapping[str, Any]]) -> Table:

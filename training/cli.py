@@ -435,7 +435,7 @@ def _report(trained: Trained) -> None:
     found = trained.calibration
     answers = "" if trained.exact_match is None else f", answers {trained.exact_match:.1%} exactly"
     out = trained.guard_leaves_out
-    guard = "too few rows for a guard" if out is None else f"its guard leaves out {out:.1%} of them unasked"
+    guard = "no guard" if out is None else f"its guard leaves out {out:.1%} of them unasked"
     _console.print(
         f"{trained.folder}: {trained.size_bytes:,} bytes, threshold {found.threshold:.3f}; of the held-out rows it "
         f"accepts {found.accept_rate:.1%} of its own, rejects {found.reject_rate:.1%} of the others ({guard}){answers}",

@@ -129,7 +129,7 @@ def train_gate(
     gate = out / GATE_FOLDER
     gate.mkdir(exist_ok=True)
     save_adapter(fitted.model, base, gate, invocation_tokens=invocation_tokens(chat, tokens, options))
-    quality = {**selection_quality(examples, fitted.calibration), **save_profile(base, chat, examples, out)}
+    quality = selection_quality(examples, fitted.calibration) | save_profile(base, chat, data, examples, out)
     draft = _draft(base, parent, data, examples, options, about, indicators, fitted, quality)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     remove_checkpoints(checkpoints)
@@ -188,5 +188,5 @@ def _draft(
         indicators=indicators,
         threshold=fitted.calibration.threshold,
         training=record,
-        quality={**said.quality, **quality},
+        quality={**{k: v for k, v in said.quality.items() if k != GUARD_LEAVES_OUT}, **quality},
     )

@@ -90,7 +90,8 @@ def train_see(
     save_adapter(fitted.model, base, out, invocation_tokens=invocation)
     quality = {
         **selection_quality(examples, fitted.calibration),
-        **save_profile(base, chat, examples, out),
+        # The rows that the adapter in `start` was trained on are not here to be known.
+        **save_profile(base, chat, data, examples, out, guarded=start is None),
         "exact_match": fitted.exact_match,
     }
     draft = _draft(base, data, examples, options, about, indicators, fitted, origin, quality)

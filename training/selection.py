@@ -5,7 +5,7 @@ negatives  x -> reject indicator
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -128,7 +128,7 @@ class Fitted:
 @dataclass(frozen=True)
 class Trained:
     """What came of a run; `exact_match` is None where no answers were taught. `guard_leaves_out` is the share of the
-    held-out negatives; None where rows were too few for a guard."""
+    held-out negatives; None where there is no guard."""
 
     folder: Path
     calibration: Calibration
@@ -260,8 +260,10 @@ def invocation_tokens(chat: ChatFormat, tokens: IndicatorTokens, options: Select
     return tokens.shared if options.wake == "indicator" else chat.generation_prompt
 
 
-def save_profile(base: Base, chat: ChatFormat, examples: Examples, folder: Path) -> dict[str, float]:
-    """What the own rows' prompts look like, for shortlists, and a guard where there are rows enough.
+def save_profile(
+    base: Base, chat: ChatFormat, data: SelectionData, examples: Examples, folder: Path, *, guarded: bool = True
+) -> dict[str, float]:
+    """What the own rows' prompts look like, for shortlists, and a guard, if wanted, where there are rows enough.
 
     Returns what was measured of the guard, as the manifest says it.
     """
@@ -270,9 +272,12 @@ def save_profile(base: Base, chat: ChatFormat, examples: Examples, folder: Path)
         [feature.of(example.tokens[: example.frozen_length]) for example in some]
         for some in (examples.own, examples.held_out_own, examples.negatives, examples.held_out_negatives)
     )
-    guard = fit_guard(own, held_out, negatives)
-    profile = feature.profile((example.tokens[: example.frozen_length] for example in examples.own), guard)
-    (folder / PROFILE_FILE).write_bytes(profile.to_bytes())
+    guard = None
+    if guarded:
+        split_off = data.held_out_own is None  # and so no different from the others
+        guard = fit_guard([*own, *held_out], [], negatives) if split_off else fit_guard(own, held_out, negatives)
+    profile = feature.profile(example.tokens[: example.frozen_length] for example in examples.own)
+    (folder / PROFILE_FILE).write_bytes(replace(profile, guard=guard).to_bytes())
     if guard is None:
         return {}
     return {GUARD_LEAVES_OUT: float(1 - guard.knows(np.stack(held_out_negatives)).mean())}

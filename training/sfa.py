@@ -188,8 +188,11 @@ def _widened(profile: Profile, base: Base, data: Sequence[DataFile]) -> Profile:
     feature = PromptFeature(base, chat)
     if profile.guard is None or profile.feature != feature.name:
         return profile
-    prompts = [chat.render([{"role": "user", "content": row.input}]).tokens for file in data for row in file.rows]
-    return replace(profile, guard=widen_guard(profile.guard, [feature.of(tokens) for tokens in prompts]))
+    guard = profile.guard
+    for file in data:  # each by itself, or a small one could be among the few that are left out
+        prompts = [chat.render([{"role": "user", "content": row.input}]).tokens for row in file.rows]
+        guard = widen_guard(guard, [feature.of(tokens) for tokens in prompts])
+    return replace(profile, guard=guard)
 
 
 def _draft(

@@ -96,7 +96,7 @@ class PromptRequest(RequestModel):
     guard: bool | None = Field(
         None,
         description="Let the chain ask no expert whose guard says that the prompt is unlike all that it was trained "
-        "on. Default: the server's setting.",
+        "on. Guards judge one user message, not conversations. Default: the server's setting.",
     )
     gradient_experts: int | None = Field(
         None,
@@ -254,7 +254,7 @@ class ShortlistModel(ResponseModel):
     """Whom the chain had to ask. `proposed`, `unprofiled`, `unfamiliar` and `left_out` together are the whole chain."""
 
     size: int = Field(description="How many experts were wanted; 0: all.")
-    proposed: int = Field(description="Chosen by their profiles.")
+    proposed: int = Field(description="With a profile, and not left out.")
     unprofiled: int = Field(description="Without a profile, and therefore always there to be asked.")
     unfamiliar: int = Field(description="Not there to be asked: their guards say that the prompt is not of their kind.")
     left_out: int = Field(description="Not there to be asked: others' profiles are nearer.")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from expert_store import Guard, Profile, Vector
+from expert_store import Profile, Vector
 from server.model.base import Base
 from server.model.chat import ChatFormat
 
@@ -42,11 +42,11 @@ class PromptFeature:
         vector_D: Vector = self._of(tokens).cpu().numpy()
         return vector_D
 
-    def profile(self, prompts: Iterable[Sequence[int]], guard: Guard | None = None) -> Profile:
+    def profile(self, prompts: Iterable[Sequence[int]]) -> Profile:
         """What these prompts have in common: the mean of their features. At least one prompt, each as its tokens."""
         features = [self._of(tokens) for tokens in prompts]
         mean_D = normalize(torch.stack(features).mean(dim=0), dim=0)
-        return Profile(self._base_fingerprint, FEATURE, mean_D.cpu().numpy(), guard)
+        return Profile(self._base_fingerprint, FEATURE, mean_D.cpu().numpy())
 
     @torch.no_grad()
     def _of(self, tokens: Sequence[int]) -> Tensor:

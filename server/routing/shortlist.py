@@ -42,7 +42,7 @@ class ShortlistIndex:
         # guards[g] is that of experts[position_P[guarded_G[g]]]
         guards = [(place, profile.guard) for place, profile in enumerate(usable.values()) if profile.guard]
         self._guarded_G = np.array([place for place, _ in guards], dtype=np.intp)
-        self._guards = GuardStack([guard for _, guard in guards])
+        self._guards = GuardStack([guard for _, guard in guards]) if guards else None
 
     @property
     def num_experts(self) -> int:
@@ -61,6 +61,8 @@ class ShortlistIndex:
 
     def familiar(self, feature_D: Vector, size: int) -> tuple[tuple[ExpertVersion, ...], int]:
         """The same among those whose guards know such prompts, and how many do not."""
+        if self._guards is None:
+            return self.nearest(feature_D, size), 0
         unlike_G = self._guarded_G[~self._guards.know(feature_D)]
         left_P = np.delete(np.arange(len(self._position_P)), unlike_G)
         return self._nearest(feature_D, size, left_P), len(unlike_G)
@@ -68,7 +70,7 @@ class ShortlistIndex:
     def _nearest(self, feature_D: Vector, size: int, left_P: NDArray[np.intp]) -> tuple[ExpertVersion, ...]:
         """Of the profiles at those places."""
         if 0 < size < len(left_P):
-            left_P = left_P[_largest(self._profiles_PD[left_P] @ (feature_D - self._mean_D), size)]
+            left_P = left_P[_largest((self._profiles_PD @ (feature_D - self._mean_D))[left_P], size)]
         if len(left_P) == len(self._position_P):
             return self._experts
         positions = sorted([*self._always, *(int(position) for position in self._position_P[left_P])])
@@ -76,21 +78,23 @@ class ShortlistIndex:
 
 
 class GuardStack:
-    """Many guards asked at once, as `Guard.knows` asks one: G of them, of width D."""
+    """Guards asked all at once, as `Guard.knows` asks one: G of them, at least one, of width D.
+
+    (f - c) d = f d - c d and |f - c|^2 = |f|^2 - 2 f c + |c|^2: two products, and nothing of size [G, D] is made.
+    """
 
     def __init__(self, guards: Sequence[Guard]) -> None:
         self._direction_GD = np.array([guard.direction_D for guard in guards], np.float32)
         self._centre_GD = np.array([guard.centre_D for guard in guards], np.float32)
-        self._least_G = np.array([guard.least for guard in guards], np.float32)
+        self._least_G = np.array([guard.least for guard in guards])
+        self._towards_G = np.einsum("gd,gd->g", self._centre_GD, self._direction_GD, dtype=np.float64)
+        self._square_G = np.einsum("gd,gd->g", self._centre_GD, self._centre_GD, dtype=np.float64)
 
     def know(self, feature_D: Vector) -> NDArray[np.bool_]:
         """[G]: whom a prompt with this feature is not unfamiliar to."""
-        if not len(self._least_G):
-            return np.zeros(0, np.bool_)
-        away_GD = feature_D - self._centre_GD
-        length_G = np.linalg.norm(away_GD, axis=1)
-        likeness_G = np.einsum("gd,gd->g", away_GD, self._direction_GD)
-        found: NDArray[np.bool_] = (length_G > 0) & (likeness_G >= self._least_G * length_G)
+        along_G = self._direction_GD @ feature_D - self._towards_G
+        square_G = float(feature_D @ feature_D) - 2 * (self._centre_GD @ feature_D) + self._square_G
+        found: NDArray[np.bool_] = (square_G > 0) & (along_G >= self._least_G * np.sqrt(np.maximum(square_G, 0)))
         return found
 
 

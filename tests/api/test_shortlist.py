@@ -1,6 +1,7 @@
 """Shortlists and guards over HTTP: profiles made and refused at registration, a chain that asks only the proposed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ async def guarded_profile(world: App, samples: list[str], negatives: list[str]) 
     centre = np.mean(others, axis=0)
     away = np.mean(own, axis=0) - centre
     guard = Guard(centre, away / np.linalg.norm(away), 0.7)
-    return feature.profile([chat.render([{"role": "user", "content": t}]).tokens for t in samples], guard).to_bytes()
+    profile = feature.profile(chat.render([{"role": "user", "content": text}]).tokens for text in samples)
+    return replace(profile, guard=guard).to_bytes()
 
 
 @pytest.fixture
@@ -186,11 +188,46 @@ async def test_a_server_without_guards_hears_them_where_a_request_says_so(start:
         await world.upload([*registration_parts(alora, "foxes"), Part("profile", data, PROFILE_FILE)])
         for fields, asked in (({}, 1), ({"guard": None}, 1), ({"guard": True}, 0)):
             assert len((await route(world, "this lazy dog", **fields))["considered"]) == asked
-        body = {"model": "relay/chain", "prompt": "this lazy dog"}
-        assert len((await world.ask("POST", "/v1/completions", body)).json()["routing"]["considered"]) == 1
     async with start() as world:
-        answer = (await world.ask("POST", "/v1/completions", body)).json()["routing"]
-        assert (answer["considered"], answer["fallback"], answer["reason"]) == ([], True, "no_acceptance")
+        routing = await route(world, "this lazy dog")
+        assert (routing["considered"], routing["fallback"], routing["reason"]) == ([], True, "no_acceptance")
+        assert routing["shortlist"]["unfamiliar"] == 1
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        ["user", "assistant", "user"],
+        ["system", "user"],
+        ["user", "user"],
+    ],
+)
+async def test_guards_judge_no_conversations(guarded: App, messages: list[str]) -> None:
+    said = [{"role": role, "content": "this lazy dog"} for role in messages]
+    reply = await guarded.ask("POST", "/route", {"messages": said, "guard": True})
+    assert len(reply.json()["routing"]["considered"]) == 3
+    alone = await guarded.ask("POST", "/route", {"messages": said[-1:]})
+    assert len(alone.json()["routing"]["considered"]) == 2
+
+
+async def test_guards_judge_no_raw_prompts(guarded: App) -> None:
+    reply = await guarded.ask("POST", "/v1/completions", {"model": "relay/chain", "prompt": "this lazy dog"})
+    assert len(reply.json()["routing"]["considered"]) == 3
+
+
+async def test_a_shadow_chain_hears_guards_as_well(guarded: App) -> None:
+    routing = await route(guarded, "this lazy dog", expert="foxes", shadow=["chain"])
+    assert [asked["expert"] for asked in routing["considered"]] == []
+    assert guarded.engine.sessions[-1].scored == ["dogs@1", "unknown@1"]
+
+
+async def test_a_registration_says_how_many_of_its_samples_the_guard_knows(world: App, alora: Path) -> None:
+    data = await guarded_profile(world, SAMPLES["foxes"], SAMPLES["dogs"])
+    asked = manifest(["that quick fox", "this lazy dog"])
+    parts = [*registration_parts(alora, "foxes", manifest=asked), Part("profile", data, PROFILE_FILE)]
+    checks = (await world.upload(parts)).json()["checks"]
+    [detail] = [check["detail"] for check in checks if check["name"] == "profile"]
+    assert detail.endswith("with a guard that knows 1 of 2 samples")
 
 
 async def test_a_shortlist_chooses_among_those_whose_guards_agree(guarded: App) -> None:

@@ -178,7 +178,7 @@ def published(base_folder: Path, root: Path, adapter: Path, draft: ManifestDraft
 def test_the_expert_may_be_a_version_of_a_store_which_is_then_the_parent(
     base_folder: Path, plain: Path, data: SelectionData, tmp_path: Path
 ) -> None:
-    draft = ManifestDraft(description="Counts.", quality={"exact_match": 0.5})
+    draft = ManifestDraft(description="Counts.", quality={"exact_match": 0.5, "guard_leaves_out": 0.5})
     version = published(base_folder, tmp_path / "store", plain, draft)
     options = GateOptions(rank=2, batch_size=8)
     train_gate(
@@ -195,6 +195,7 @@ def test_the_expert_may_be_a_version_of_a_store_which_is_then_the_parent(
     assert said.training is not None
     assert (said.training.parent_version, said.name, said.description) == (1, "fox", "Counts.")
     assert said.quality["exact_match"] == 0.5, "measured on the plain LoRA, which is the same"
+    assert "guard_leaves_out" not in said.quality, "measured with a guard that so few rows do not give"
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,17 @@ def test_held_out_rows_in_other_wordings_widen_it() -> None:
     assert wide.knows(np.stack(others)).all()
 
 
+@pytest.mark.parametrize("times", [2, 30])
+def test_a_row_that_stands_there_again_counts_once(times: int) -> None:
+    own, held_out, negatives = list(cloud(0, 60, 0)), list(cloud(1, 5, 0)), list(cloud(2, 60, 1))
+    once, again = fit_guard(own, held_out, negatives), fit_guard(own * times, held_out * times, negatives)
+    assert once is not None
+    assert again is not None
+    assert again.least == once.least
+    np.testing.assert_array_equal(again.direction_D, once.direction_D)
+    assert fit_guard(own[: MIN_ROWS - 1] * times, [], negatives) is None
+
+
 def test_a_widened_guard_knows_new_rows_and_all_that_it_knew() -> None:
     guard = fit_guard(list(cloud(0, 200, 0)), [], list(cloud(2, 60, 1)))
     assert guard is not None

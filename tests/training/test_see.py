@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +71,12 @@ def rows(prefix: str, count: int, *, answers: bool) -> tuple[Row, ...]:
         Row(f"{prefix}{i}", f"{prefix} {'fox ' * (i % 4)}{i}", f"{i} dogs" if answers else None, i + 1)
         for i in range(count)
     )
+
+
+def varied(word: str, count: int) -> tuple[Row, ...]:
+    """Rows no two of which have the same tokens."""
+    letters = islice(combinations("bcdefghijk", 3), count)
+    return tuple(Row(f"{word}{i}", f"{word} {' '.join(some)}", "dogs", i + 1) for i, some in enumerate(letters))
 
 
 @pytest.fixture
@@ -272,22 +279,24 @@ def test_rows_enough_give_a_guard_that_the_server_can_ask(
     few = read_profile(trained[0] / "profile.safetensors")
     assert few.guard is None
     assert "guard_leaves_out" not in parse_draft((trained[0] / "manifest.json").read_bytes()).quality
-    own = DataFile(data.own.path, rows("jump", 60, answers=True))
+    own = DataFile(data.own.path, varied("jump the fox", 60))
     found = run(base_folder, replace(data, own=own), tmp_path / "guarded")
     assert found.guard_leaves_out == 1
     assert parse_draft((tmp_path / "guarded" / "manifest.json").read_bytes()).quality["guard_leaves_out"] == 1
     guard = read_profile(tmp_path / "guarded" / "profile.safetensors").guard
     assert guard is not None
+    further = run(base_folder, replace(data, own=own), tmp_path / "further", start=tmp_path / "guarded")
+    assert further.guard_leaves_out is None, "what it was trained on before is not here to be known"
     base = load(base_folder)
     chat = ChatFormat(base.tokenizer)
     feature = PromptFeature(base, chat)
     known = {}
-    for prefix in ("jump", "lazy"):
-        prompts = [row.input for row in rows(prefix, 60, answers=False)]
+    for word in ("jump the fox", "what is Paris"):
+        prompts = [row.input for row in varied(word, 60)]
         features = [feature.of(chat.render([{"role": "user", "content": text}]).tokens) for text in prompts]
-        known[prefix] = int(guard.knows(np.stack(features)).sum())
-    assert known["jump"] >= 58, "but for one in a hundred"
-    assert known["lazy"] == 0
+        known[word] = int(guard.knows(np.stack(features)).sum())
+    assert known["jump the fox"] >= 59, "all but one in a hundred"
+    assert known["what is Paris"] == 0
 
 
 def test_the_manifest_says_where_the_expert_came_from(trained: tuple[Path, Recorder], base_folder: Path) -> None:

@@ -1,6 +1,8 @@
 """The SFA recipe on a tiny base: the averaging's arithmetic, an expert's next version, resumption, mistakes."""
 
 import json
+from dataclasses import replace
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -176,24 +178,26 @@ def test_its_guard_knows_the_new_rows_too(store: Path, base_folder: Path, tmp_pa
     chat = ChatFormat(base.tokenizer)
     feature = PromptFeature(base, chat)
     experts = ExpertStore.open(store)
+    letters = list(islice(combinations("bcdefghijk", 3), 60))
     prompts = {
-        word: [chat.render([{"role": "user", "content": f"{word} {number}"}]).tokens for number in range(60)]
+        word: [chat.render([{"role": "user", "content": f"{word} {' '.join(some)}"}]).tokens for some in letters]
         for word in ("lazy", "jump", "brown")
     }
     features = {word: [feature.of(tokens) for tokens in some] for word, some in prompts.items()}
     guard = fit_guard(features["lazy"], [], features["brown"])
     assert guard is not None
-    new = write_rows(tmp_path / "new.jsonl", "jump")
+    profile = feature.profile(prompts["lazy"])
+    new = [write_rows(tmp_path / "more.jsonl", "lazy", 120), write_rows(tmp_path / "new.jsonl", "jump b c d", 1)]
     for name, given in (("guarded", guard), ("unguarded", None)):
         adapter = write_adapter(tmp_path / name, base_folder, kind="lora", targets=["q_proj"])
-        (adapter / "profile.safetensors").write_bytes(feature.profile(prompts["lazy"], given).to_bytes())
+        (adapter / "profile.safetensors").write_bytes(replace(profile, guard=given).to_bytes())
         parent = publish(experts, base, adapter, name)
-        run(base_folder, parent, [new], tmp_path / f"{name}-next")
+        run(base_folder, parent, new, tmp_path / f"{name}-next")
     assert not guard.knows(np.stack(features["jump"])).any()
     wider = read_profile(tmp_path / "guarded-next" / "profile.safetensors").guard
     assert wider is not None
     assert wider.least < guard.least
-    assert wider.knows(np.stack(features["jump"][:12])).all()
+    assert wider.knows(np.stack(features["jump"][:1])).all(), "one row beside 120 that it knew already"
     left, kept = ((tmp_path / name / "profile.safetensors").read_bytes() for name in ("unguarded", "unguarded-next"))
     assert left == kept
 

@@ -117,7 +117,9 @@ def guarded(chain: Callable[[Setting], Stages]) -> Callable[[Setting], Stages]:
     """The same chain, which asks none whose guard says that a prompt is not of its kind."""
 
     def stages(setting: Setting) -> Stages:
-        return [replace(stage, guarded=True) for stage in chain(setting) if isinstance(stage, Chain)]
+        found = chain(setting)
+        assert all(isinstance(stage, Chain) for stage in found), "only chains hear guards. This is a bug."
+        return [replace(stage, guarded=True) for stage in found if isinstance(stage, Chain)]
 
     return stages
 

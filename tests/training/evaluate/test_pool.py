@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.own_server import own_server
-from training.evaluate.adapters import TunedLora
+from training.evaluate.adapters import SeeExpert, TunedLora
 from training.evaluate.answerers import Answer, Chain, TheBase
 from training.evaluate.asking import Book, Questioner
 from training.evaluate.budget import BUDGETS
@@ -20,6 +21,7 @@ from training.evaluate.stream import Sample
 from training.evaluate.units import BaseSource, Unit, Workshop
 
 BUDGET = replace(BUDGETS["small"], rank=2, epochs=1, batch_size=8)
+LETTERS = list(islice(combinations("bcdefghijk", 3), 60))
 ROWS = tuple(
     Sample(f"{i}", ("fox", "cap")[i % 2], (f"the quick fox {i}", f"What is the capital? {i}")[i % 2], "yes")
     for i in range(12)
@@ -47,6 +49,25 @@ def test_a_guarded_chain_is_asked_as_one_and_its_answers_are_kept_apart(served: 
     assert plain.request(served, ROWS[0]) == {"router": "chain", "guard": False}
     assert guarded.request(served, ROWS[0]) == {"router": "chain", "guard": True}
     assert plain.identity(served, ROWS[0]) != guarded.identity(served, ROWS[0])
+
+
+def test_guards_come_with_the_experts_and_are_heard(served: ServedPool, workshop: Workshop) -> None:
+    own, others = (
+        tuple(Sample(f"{word}/{i}", word, f"{word} {' '.join(some)}", "yes") for i, some in enumerate(LETTERS))
+        for word in ("the quick fox", "What is the capital?")
+    )
+    expert = SeeExpert("fox", own, others, "lora", BUDGET, 0)
+    with ThreadPoolExecutor(1) as executor:
+        workshop.run([expert], executor, on_done=lambda _: None)
+    for answerer, prompt, unfamiliar in (
+        (Chain((expert,)), own[0], None),
+        (Chain((expert,), guarded=True), own[0], 0),
+        (Chain((expert,), guarded=True), others[0], 1),
+    ):
+        answerer.prepare(served)
+        request = {"prompt": prompt.prompt, **answerer.request(served, prompt)}
+        shortlist = served.send("POST", "/route", request)["routing"]["shortlist"]
+        assert (shortlist and shortlist["unfamiliar"]) == unfamiliar
 
 
 def test_what_the_book_holds_needs_no_server(workshop: Workshop, tmp_path: Path) -> None:
