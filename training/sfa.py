@@ -25,13 +25,13 @@ from expert_store import (
     WEIGHTS_FILE,
     ExpertStore,
     ExpertVersion,
+    Guard,
     ManifestDraft,
-    Profile,
     Training,
 )
 from server.model.base import Base
 from server.model.chat import ChatFormat
-from server.model.feature import PromptFeature
+from server.model.feature import FEATURE, PromptFeature
 from training.averaging import Averaging, freeze_down_projections, unfreeze_adapter
 from training.data import DataFile, Example, digest_files, digest_roles
 from training.errors import InvalidRun
@@ -177,22 +177,23 @@ def _run_stage(
 
 def _copy_beside(parent: ExpertVersion, base: Base, data: Sequence[DataFile], out: Path) -> None:
     """Profile and gate judge prompts, which the new answers do not change; but a guard is to know the new rows, too."""
-    if parent.profile is not None:
-        (out / PROFILE_FILE).write_bytes(_widened(parent.profile, base, data).to_bytes())
+    profile = parent.profile
+    if profile is not None and profile.guard is not None and profile.feature == FEATURE:
+        guard = _widened(profile.guard, base, data)
+        (out / PROFILE_FILE).write_bytes(replace(profile, guard=guard).to_bytes())
+    elif profile is not None:
+        shutil.copyfile(parent.folder / PROFILE_FILE, out / PROFILE_FILE)
     if parent.gate is not None:
         shutil.copytree(parent.folder / GATE_FOLDER, out / GATE_FOLDER, dirs_exist_ok=True)
 
 
-def _widened(profile: Profile, base: Base, data: Sequence[DataFile]) -> Profile:
+def _widened(guard: Guard, base: Base, data: Sequence[DataFile]) -> Guard:
     chat = ChatFormat(base.tokenizer)
     feature = PromptFeature(base, chat)
-    if profile.guard is None or profile.feature != feature.name:
-        return profile
-    guard = profile.guard
     for file in data:  # each by itself, or a small one could be among the few that are left out
         prompts = [chat.render([{"role": "user", "content": row.input}]).tokens for row in file.rows]
         guard = widen_guard(guard, [feature.of(tokens) for tokens in prompts])
-    return replace(profile, guard=guard)
+    return guard
 
 
 def _draft(

@@ -1,6 +1,7 @@
 """The shortlist benchmark on a tiny base: whole pools, both sources of profiles, and a result file."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 from benchmarks import shortlist
@@ -11,10 +12,22 @@ def test_the_benchmark_measures_every_group_and_writes_what_it_found(tmp_path: P
     base = write_base(tmp_path / "base")
     for key, word in (("fox", "jumps"), ("dog", "sleeps")):
         for part in ("train", "eval"):
-            lines = [{"id": i, "definition": "Say it.", "input": f"{key} {word} {i}", "output": "x"} for i in range(60)]
+            texts = [f"{key} {word} {' '.join(some)}" for some in combinations("bcdefghijk", 3)]
+            lines = [{"id": i, "definition": "Say it.", "input": t, "output": "x"} for i, t in enumerate(texts)]
             (tmp_path / f"{key}.{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     results = tmp_path / "shortlist.json"
-    options = ["--base", str(base), "--cache", str(tmp_path), "--data", str(tmp_path), "--rows", "60", "--queries", "2"]
+    options = [
+        "--base",
+        str(base),
+        "--cache",
+        str(tmp_path),
+        "--data",
+        str(tmp_path),
+        "--rows",
+        "120",
+        "--queries",
+        "2",
+    ]
     assert shortlist.main([*options, "--pool-sizes", "5"], results=results) == 0
     found = json.loads(results.read_text())
     groups = {(one["group"], one["profiles_from"]): one for one in found["recall"]}
