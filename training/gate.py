@@ -6,7 +6,6 @@ comes out is the plain LoRA as it was, with the gate beside it.
 """
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -129,12 +128,11 @@ def train_gate(
     gate = out / GATE_FOLDER
     gate.mkdir(exist_ok=True)
     save_adapter(fitted.model, base, gate, invocation_tokens=invocation_tokens(chat, tokens, options))
-    quality = selection_quality(examples, fitted.calibration) | save_profile(base, chat, data, examples, out)
-    draft = _draft(base, parent, data, examples, options, about, indicators, fitted, quality)
+    leaves_out = save_profile(base, chat, data, examples, out)
+    draft = _draft(base, parent, data, examples, options, about, indicators, fitted, leaves_out)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     remove_checkpoints(checkpoints)
-    size_bytes = (gate / WEIGHTS_FILE).stat().st_size
-    return Trained(out, fitted.calibration, None, quality.get(GUARD_LEAVES_OUT), size_bytes)
+    return Trained(out, fitted.calibration, None, leaves_out, (gate / WEIGHTS_FILE).stat().st_size)
 
 
 def _read_manifest(path: Path) -> ManifestDraft | Manifest:
@@ -167,7 +165,7 @@ def _draft(
     about: About,
     indicators: Indicators,
     fitted: Fitted,
-    quality: Mapping[str, float],
+    guard_leaves_out: float | None,
 ) -> ManifestDraft:
     """What the plain LoRA's manifest says stays, where nothing else is said."""
     said = parent.said
@@ -188,5 +186,8 @@ def _draft(
         indicators=indicators,
         threshold=fitted.calibration.threshold,
         training=record,
-        quality={**{k: v for k, v in said.quality.items() if k != GUARD_LEAVES_OUT}, **quality},
+        quality={
+            **{name: value for name, value in said.quality.items() if name != GUARD_LEAVES_OUT},
+            **selection_quality(examples, fitted.calibration, guard_leaves_out),
+        },
     )

@@ -8,7 +8,6 @@ Choices of ours: the deciding token is weighed apart from the other target token
 in the data's proportion; an expert may be an activated one, which leaves the prompt's keys and values to the base.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +20,6 @@ from training.errors import InvalidRun
 from training.output import open_folder, remove_checkpoints, save_adapter
 from training.progress import RunObserver
 from training.selection import (
-    GUARD_LEAVES_OUT,
     About,
     Examples,
     Fitted,
@@ -88,17 +86,12 @@ def train_see(
     )
     invocation = invocation_tokens(chat, tokens, options) if activated else None
     save_adapter(fitted.model, base, out, invocation_tokens=invocation)
-    quality = {
-        **selection_quality(examples, fitted.calibration),
-        # The rows that the adapter in `start` was trained on are not here to be known.
-        **save_profile(base, chat, data, examples, out, guarded=start is None),
-        "exact_match": fitted.exact_match,
-    }
-    draft = _draft(base, data, examples, options, about, indicators, fitted, origin, quality)
+    # The rows that the adapter in `start` was trained on are not here to be known.
+    leaves_out = save_profile(base, chat, data, examples, out, guarded=start is None)
+    draft = _draft(base, data, examples, options, about, indicators, fitted, origin, leaves_out)
     (out / MANIFEST_FILE).write_bytes(draft.to_bytes())
     remove_checkpoints(checkpoints)
-    size_bytes = (out / WEIGHTS_FILE).stat().st_size
-    return Trained(out, fitted.calibration, fitted.exact_match, quality.get(GUARD_LEAVES_OUT), size_bytes)
+    return Trained(out, fitted.calibration, fitted.exact_match, leaves_out, (out / WEIGHTS_FILE).stat().st_size)
 
 
 def _draft(
@@ -110,7 +103,7 @@ def _draft(
     indicators: Indicators,
     fitted: Fitted,
     origin: str | None,
-    quality: Mapping[str, float],
+    guard_leaves_out: float | None,
 ) -> ManifestDraft:
     more = {} if origin is None else {"start": origin}
     return ManifestDraft(
@@ -121,5 +114,8 @@ def _draft(
         indicators=indicators,
         threshold=fitted.calibration.threshold,
         training=training_record("see", data, examples, options, about, more=more),
-        quality=dict(quality),
+        quality={
+            **selection_quality(examples, fitted.calibration, guard_leaves_out),
+            "exact_match": fitted.exact_match,
+        },
     )

@@ -262,10 +262,10 @@ def invocation_tokens(chat: ChatFormat, tokens: IndicatorTokens, options: Select
 
 def save_profile(
     base: Base, chat: ChatFormat, data: SelectionData, examples: Examples, folder: Path, *, guarded: bool = True
-) -> dict[str, float]:
+) -> float | None:
     """What the own rows' prompts look like, for shortlists, and a guard, if wanted, where there are rows enough.
 
-    Returns what was measured of the guard, as the manifest says it.
+    Returns the share of the held-out negatives that the guard leaves out; None without one.
     """
     feature = PromptFeature(base, chat)
     own, held_out, negatives, held_out_negatives = (
@@ -278,9 +278,7 @@ def save_profile(
         guard = fit_guard([*own, *held_out], [], negatives) if split_off else fit_guard(own, held_out, negatives)
     profile = feature.profile(example.tokens[: example.frozen_length] for example in examples.own)
     (folder / PROFILE_FILE).write_bytes(replace(profile, guard=guard).to_bytes())
-    if guard is None:
-        return {}
-    return {GUARD_LEAVES_OUT: float(1 - guard.knows(np.stack(held_out_negatives)).mean())}
+    return None if guard is None else float(1 - guard.knows(np.stack(held_out_negatives)).mean())
 
 
 def weights_digest(folder: Path) -> str:
@@ -347,9 +345,10 @@ def training_record(
     )
 
 
-def selection_quality(examples: Examples, calibration: Calibration) -> dict[str, float]:
+def selection_quality(examples: Examples, calibration: Calibration, guard_leaves_out: float | None) -> dict[str, float]:
     """What was measured on the held-out rows, as the manifest says it."""
     return {
+        **({} if guard_leaves_out is None else {GUARD_LEAVES_OUT: guard_leaves_out}),
         "accept_rate": calibration.accept_rate,
         "reject_rate": calibration.reject_rate,
         "held_out_own": len(examples.held_out_own),

@@ -3,6 +3,7 @@
 Knows no methods and no server."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
-from expert_store import MANIFEST_FILE
+from expert_store import MANIFEST_FILE, Indicators
 from server.model.base import Base
 from server.model.chat import ChatFormat
 from training.averaging import Averaging, freeze_down_projections, unfreeze_adapter
@@ -25,13 +26,13 @@ from training.loop import StepLoss
 from training.output import CHECKPOINTS, remove_checkpoints, save_adapter
 from training.penalty import Penalised, fisher
 from training.see import SeeOptions, train_see
-from training.selection import About, SelectionData, Wake, read_data
+from training.selection import About, SelectionData, Wake, read_data, save_profile
+from training.selection import encode as encode_rows
 from training.suffix import SuffixRunner
 from training.tuning import AnswerFormat, continued_adapter, fresh_adapter, plan, tune
 
 ADAPTER = "adapter"
 _FISHER = "fisher.safetensors"
-_GUARDED = {"guard": 1}  # profiles of experts trained before had none
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +59,20 @@ class SeeExpert:
     def identity(self) -> Mapping[str, Any]:
         data = {"own": digest_samples(self.own), "negatives": digest_samples(self.negatives)}
         late = {"wake": self.wake} if self.wake != "prompt" else {}
-        return {**data, **trained_by(self.budget), "kind": self.kind, "seed": self.seed, **late, **_GUARDED}
+        return {**data, **trained_by(self.budget), "kind": self.kind, "seed": self.seed, **late}
 
     def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:  # noqa: ARG002
         out = folder / ADAPTER
         if (out / MANIFEST_FILE).exists():
             return
         data = _selection_data(folder, self.own, self.negatives, answers=True)
+        resume = (out / CHECKPOINTS).exists()
+        train_see(base.load(), data, self.options, About(), out=out, resume=resume, observer=spent)
+
+    @property
+    def options(self) -> SeeOptions:
         tuning = self.budget.tuning(self.seed)
-        options = SeeOptions(
+        return SeeOptions(
             kind=self.kind,
             wake=self.wake,
             rank=self.budget.rank,
@@ -75,8 +81,6 @@ class SeeExpert:
             batch_size=tuning.batch_size,
             seed=tuning.seed,
         )
-        resume = (out / CHECKPOINTS).exists()
-        train_see(base.load(), data, options, About(), out=out, resume=resume, observer=spent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,23 +108,58 @@ class GatedLora:
 
     def identity(self) -> Mapping[str, Any]:
         data = {"own": digest_samples(self.own), "negatives": digest_samples(self.negatives)}
-        return {**data, **trained_by(self.budget), "rank": GateOptions().rank, "seed": self.seed, **_GUARDED}
+        return {**data, **trained_by(self.budget), "rank": GateOptions().rank, "seed": self.seed}
 
     def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:
         out = folder / ADAPTER
         if (out / MANIFEST_FILE).exists():
             return
         data = _selection_data(folder, self.own, self.negatives, answers=False)
+        parent = read_parent(parents[0] / ADAPTER)
+        resume = (out / CHECKPOINTS).exists()
+        train_gate(base.load(), parent, data, self.options, About(), out=out, resume=resume, observer=spent)
+
+    @property
+    def options(self) -> GateOptions:
         tuning = self.budget.tuning(self.seed)
-        options = GateOptions(
+        return GateOptions(
             epochs=tuning.epochs,
             learning_rate=tuning.learning_rate,
             batch_size=tuning.batch_size,
             seed=tuning.seed,
         )
-        parent = read_parent(parents[0] / ADAPTER)
-        resume = (out / CHECKPOINTS).exists()
-        train_gate(base.load(), parent, data, options, About(), out=out, resume=resume, observer=spent)
+
+
+@dataclass(frozen=True, eq=False)
+class Guarded:
+    """An expert with the guard that its recipe leaves today; it may have been trained before there were any."""
+
+    expert: SeeExpert | GatedLora
+    cost: int = 0
+
+    @property
+    def task(self) -> str:
+        return self.expert.task
+
+    @property
+    def name(self) -> str:
+        return f"guarded-{self.expert.name}"
+
+    @property
+    def parents(self) -> tuple[Unit, ...]:
+        return (self.expert,)
+
+    def identity(self) -> Mapping[str, Any]:
+        return {}
+
+    def make(self, base: BaseSource, parents: Sequence[Path], folder: Path, spent: Spent) -> None:  # noqa: ARG002
+        shutil.copytree(parents[0] / ADAPTER, folder / ADAPTER, dirs_exist_ok=True)
+        loaded = base.load()
+        chat = ChatFormat(loaded.tokenizer)
+        answers = isinstance(self.expert, SeeExpert)
+        data = _selection_data(folder, self.expert.own, self.expert.negatives, answers=answers)
+        examples = encode_rows(loaded, chat, chat.indicator_tokens(Indicators()), data, self.expert.options)
+        save_profile(loaded, chat, data, examples, folder / ADAPTER)
 
 
 @dataclass(frozen=True)

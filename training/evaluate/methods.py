@@ -5,13 +5,14 @@ looked at; a new one is a function more and a line in METHODS.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from expert_store import Gates
 from server.settings import MAX_GRADIENT_EXPERTS
 from training.clusters import Clustering
-from training.evaluate.adapters import L2, Averaged, Ewc, FisherOf, GatedLora, SeeExpert, TunedLora
+from training.evaluate.adapters import L2, Averaged, Ewc, FisherOf, GatedLora, Guarded, SeeExpert, TunedLora
 from training.evaluate.answerers import (
     Answerer,
     ByTask,
@@ -113,15 +114,9 @@ def gates(setting: Setting) -> Stages:
     return _chains(gated(setting))
 
 
-def guarded(chain: Callable[[Setting], Stages]) -> Callable[[Setting], Stages]:
-    """The same chain, which asks none whose guard says that a prompt is not of its kind."""
-
-    def stages(setting: Setting) -> Stages:
-        found = chain(setting)
-        assert all(isinstance(stage, Chain) for stage in found), "only chains hear guards. This is a bug."
-        return [replace(stage, guarded=True) for stage in found if isinstance(stage, Chain)]
-
-    return stages
+def guarded(experts: Callable[[Setting], Sequence[SeeExpert | GatedLora]]) -> Callable[[Setting], Stages]:
+    """Their chain, which asks none whose guard says that a prompt is not of its kind."""
+    return lambda setting: _chains([Guarded(expert) for expert in experts(setting)], guarded=True)
 
 
 def oracle(setting: Setting) -> Stages:
@@ -257,10 +252,12 @@ METHODS: dict[str, Method] = {
     "see-alora": Method(see_alora, "SEE with activated experts", routed=True),
     "see-late": Method(see_late, "SEE with activated experts woken at the indicator", routed=True),
     "gates": Method(gates, "the LoRAs trained alone, each with a gate, in a chain", routed=True),
-    "see-guard": Method(guarded(see), "`see`, guarded", routed=True),
-    "see-alora-guard": Method(guarded(see_alora), "`see-alora`, guarded", routed=True),
-    "see-late-guard": Method(guarded(see_late), "`see-late`, guarded", routed=True),
-    "gates-guard": Method(guarded(gates), "`gates`, guarded", routed=True),
+    "see-guard": Method(guarded(partial(see_experts, kind="lora")), "`see`, guarded", routed=True),
+    "see-alora-guard": Method(guarded(partial(see_experts, kind="alora")), "`see-alora`, guarded", routed=True),
+    "see-late-guard": Method(
+        guarded(partial(see_experts, kind="alora", wake="indicator")), "`see-late`, guarded", routed=True
+    ),
+    "gates-guard": Method(guarded(gated), "`gates`, guarded", routed=True),
     "oracle": Method(oracle, "the right one of `see`'s experts by name"),
     "oracle-alora": Method(oracle_alora, "the right one of `see-alora`'s experts by name"),
     "oracle-late": Method(oracle_late, "the right one of `see-late`'s experts by name"),
@@ -302,9 +299,9 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _chains(experts: Sequence[SeeExpert | GatedLora]) -> Stages:
+def _chains(experts: Sequence[SeeExpert | GatedLora | Guarded], *, guarded: bool = False) -> Stages:
     """Newest first: an expert has only seen negatives of tasks before its own."""
-    return [Chain(tuple(reversed(experts[: stage + 1]))) for stage in range(len(experts))]
+    return [Chain(tuple(reversed(experts[: stage + 1])), guarded) for stage in range(len(experts))]
 
 
 def _named(setting: Setting, experts: Sequence[SeeExpert | TunedLora]) -> Stages:

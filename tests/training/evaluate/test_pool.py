@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.own_server import own_server
-from training.evaluate.adapters import SeeExpert, TunedLora
+from training.evaluate.adapters import Guarded, SeeExpert, TunedLora
 from training.evaluate.answerers import Answer, Chain, TheBase
 from training.evaluate.asking import Book, Questioner
 from training.evaluate.budget import BUDGETS
@@ -56,9 +56,8 @@ def test_guards_come_with_the_experts_and_are_heard(served: ServedPool, workshop
         tuple(Sample(f"{word}/{i}", word, f"{word} {' '.join(some)}", "yes") for i, some in enumerate(LETTERS))
         for word in ("the quick fox", "What is the capital?")
     )
-    expert = SeeExpert("fox", own, others, "lora", BUDGET, 0)
-    with ThreadPoolExecutor(1) as executor:
-        workshop.run([expert], executor, on_done=lambda _: None)
+    expert = Guarded(SeeExpert("fox", own, others, "lora", BUDGET, 0))
+    made(workshop, expert)
     for answerer, prompt, unfamiliar in (
         (Chain((expert,)), own[0], None),
         (Chain((expert,), guarded=True), own[0], 0),
