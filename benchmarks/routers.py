@@ -5,8 +5,8 @@
 
 STORE holds a pool that all three routers are ready for: experts that choose for themselves (chain), a base adapter and
 experts with centroids (gradient), a trained router (learned). A server of its own serves a copy of it, without the
-prefix cache, which would help whoever asks second; the chain does without guards. DIR holds TASK.train.jsonl and TASK.eval.jsonl, as for
-`training.evaluate`, whose prompts and scores these are.
+prefix cache, which would help whoever asks second; the chain does without guards. DIR holds TASK.train.jsonl and
+TASK.eval.jsonl, as for `training.evaluate`, whose prompts and scores these are.
 
 Held-out rows of all tasks, mixed at random, go to the server under each router and under none, in turns, --concurrency
 at a time. Then each goes through a dry run of the chain with the other routers as shadows, which says how often the
