@@ -22,7 +22,6 @@ from server.api.body import BodyLimit
 from server.api.errors import install_error_handlers
 from server.api.openapi import install_openapi
 from server.api.serving import Serving
-from server.background import giving_way_while
 from server.centroids import Centroids
 from server.demo import seed_demo
 from server.engine import Engine, EngineConfig, EngineObserver
@@ -56,9 +55,6 @@ class AppEngine(RequestEngine, EffectEngine, Protocol):
     @property
     def alive(self) -> bool: ...
 
-    @property
-    def computing(self) -> bool: ...
-
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
@@ -83,8 +79,7 @@ def build_app(settings: Settings, *, make_engine: EngineFactory = Engine) -> Fas
             raise
         try:
             app.state.serving = running.serving
-            with giving_way_while(lambda: running.engine.computing):
-                yield
+            yield
         finally:
             app.state.serving = None
             await asyncio.to_thread(running.engine.stop)

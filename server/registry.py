@@ -119,6 +119,16 @@ class _Part:
         return f"{GATE_FOLDER}/{name}" if self.is_gate else name
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What was found in staged files: each part with a prompt that shows its effect, and the checks passed so far."""
+
+    info: AdapterInfo
+    parts: list[_Part]
+    prompts: list[Prompt]
+    checks: list[Check]
+
+
 class Registry:
     """The only writer of the store in this process. Lives on the event loop's thread; disk work runs in threads."""
 
@@ -187,31 +197,33 @@ class Registry:
         check_name(wanted)
         if wanted == self._base_id:
             raise InvalidManifest("name", f"the name {wanted} is that of the base model: choose another")
-        info = await in_background(lambda: inspect_adapter(staged.folder, self._spec, max_rank=self._max_rank))
-        checks = _inspected(info)
-        candidate = await in_background(lambda: _candidate(staged, draft, info, wanted))
-        parts = _parts(candidate)
-        checks.extend(self._check_size(part) for part in parts)
-        checks.append(self._check_base(draft))
-        for part in parts:
-            self._check_invocation(part)
-        checks.append(await in_background(lambda: self._provide_profile(staged, draft)))
+        seen = await in_background(lambda: self._look_at(staged, draft, wanted))
         said = await self._centroids.provide(staged.folder, draft.samples, name=wanted, catalog=self._store.catalog)
-        checks.append(Check("centroid", True, said))
-        checks.extend(await in_background(lambda: self._check_selection(parts[-1])))
+        checks = [*seen.checks, Check("centroid", True, said)]
         try:
-            for part in parts:
-                checks.append(await self._check_effect(part))
+            for part, prompt in zip(seen.parts, seen.prompts, strict=True):
+                checks.append(await self._check_effect(part, prompt))
             version = await in_background(
-                lambda: self._store.publish(staged, draft, info, name=wanted, activate=activate)
+                lambda: self._store.publish(staged, draft, seen.info, name=wanted, activate=activate)
             )
         except BaseException:
-            self._engine.forget(candidate)
+            self._engine.forget(seen.parts[0].version)
             raise
-        for part, published in zip(parts, _parts(version), strict=True):
+        for part, published in zip(seen.parts, _parts(version), strict=True):
             self._engine.adopt(part.version, published.version)
         log.info("registered", expert=version.ref, kind=version.kind, rank=version.rank, digest=version.digest)
         return Registration(version, tuple(checks), self._store.catalog.generation)
+
+    def _look_at(self, staged: Staged, draft: ManifestDraft, name: str) -> _Seen:
+        """All that needs neither the engine nor gradients, in one piece of work. Raises what `register` does."""
+        info = inspect_adapter(staged.folder, self._spec, max_rank=self._max_rank)
+        parts = _parts(_candidate(staged, draft, info, name))
+        checks = [*_inspected(info), *(self._check_size(part) for part in parts), self._check_base(draft)]
+        for part in parts:
+            self._check_invocation(part)
+        checks.append(self._provide_profile(staged, draft))
+        checks.extend(self._check_selection(parts[-1]))
+        return _Seen(info, parts, [self._sample_prompt(part.version) for part in parts], checks)
 
     async def delete_version(self, name: str, version: int) -> Catalog:
         """Out of the catalog at once; the files go when no request can read them any more.
@@ -353,8 +365,7 @@ class Registry:
     def _rendered(self, text: str) -> Prompt:
         return self._chat.render([{"role": "user", "content": text}])
 
-    async def _check_effect(self, part: _Part) -> Check:
-        prompt = await in_background(lambda: self._sample_prompt(part.version))
+    async def _check_effect(self, part: _Part, prompt: Prompt) -> Check:
         effect = await self._engine.measure_effect(part.version, prompt)
         weights = part.path(WEIGHTS_FILE)
         if not math.isfinite(effect):

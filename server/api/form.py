@@ -20,7 +20,7 @@ from server.background import in_background
 
 MULTIPART = "multipart/form-data"
 SILENCE_SECONDS = 30.0
-_PIECE_BYTES = 1 << 18  # handed to a thread at once
+_PIECE_BYTES = 1 << 21  # handed to a thread at once, which may have to wait for the end of a step
 _WRITTEN_BYTES = 1 << 16  # in well under a millisecond, also where the system has to find new pages for them
 
 

@@ -6,7 +6,6 @@ came of it.
 """
 
 import asyncio
-import math
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ import structlog
 import torch
 
 from expert_store import ExpertVersion, StoreError
+from server.background import BREAKS
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.host_cache import HostCache
 from server.engine.job_maker import JobMaker
@@ -46,7 +46,6 @@ from server.threads import take_processors
 log = structlog.get_logger()
 
 Generating = tuple[SessionState, Answer, int]  # an answer and the row of its logits
-_PAUSE_SECONDS = 0.05  # between two steps, in which whoever is answered may still be answered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,6 @@ class Engine:
         self._awake = threading.Condition()
         self._stopping = False
         self._closed = False  # nothing reads the inbox any more; changes while `_awake` is held
-        self._computes_until = -math.inf
         self._occupancy: Occupancy | None = None
         self._waiting: deque[SessionState] = deque()
         self._active: list[SessionState] = []
@@ -125,11 +123,6 @@ class Engine:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closed
-
-    @property
-    def computing(self) -> bool:
-        """Whether a step runs, or ran a moment ago; may be asked from any thread."""
-        return time.perf_counter() < self._computes_until
 
     async def open(
         self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None, patient: bool = False
@@ -273,8 +266,9 @@ class Engine:
         self._report_occupancy()
         self._outbox.send()
         if plan.segments:
-            self._step(plan)
-            self._outbox.send()
+            with BREAKS.step():
+                self._step(plan)
+                self._outbox.send()
             return
         if begun:
             return  # what they have given back may be what others wait for
@@ -316,7 +310,6 @@ class Engine:
 
     def _step(self, plan: StepPlan) -> None:
         started = time.perf_counter()
-        self._computes_until = math.inf
         for segment in plan.segments:
             self.blocks.grow(segment.sequence.table, segment.end)
         logits = self._runner.run(plan)
@@ -328,9 +321,7 @@ class Engine:
             self._prefix.remember(sequence)
         self._count(plan)
         self._deal_out(StepLogits.of(plan.segments, logits))
-        ended = time.perf_counter()
-        self._computes_until = ended + _PAUSE_SECONDS
-        self._observer.on_step(self._stats(plan, ended - started))
+        self._observer.on_step(self._stats(plan, time.perf_counter() - started))
 
     def _count(self, plan: StepPlan) -> None:
         computed = {id(s.sequence): 0 for s in plan.segments}
@@ -418,7 +409,6 @@ class Engine:
             self._observer.on_occupancy(occupancy)
 
     def _fail_everything(self) -> None:
-        self._computes_until = -math.inf
         error = EngineStopped("the engine has stopped: restart the server and see its log for the cause")
         with self._awake:
             self._closed = True

@@ -6,15 +6,18 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from expert_store import CorruptStore, ExpertVersion, Indicators
+from server import breaks
+from server.background import begin_in_background
 from server.engine import Branches, Engine, Sampling, StepStats
 from server.engine.adapter_file import read_expert
-from server.engine.scheduler import PATIENT_TOKENS
+from server.engine.scheduler import PATIENT_TOKENS, StepPlan
 from server.errors import (
     EngineStopped,
     InvalidRequest,
@@ -27,6 +30,7 @@ from server.errors import (
 from server.model.adapter_weights import AdapterWeights
 from server.model.base import load_base
 from server.model.chat import ChatFormat, Prompt
+from server.model.logits import Logits
 from tests.engine.conftest import ADAPTERS, Recorder, World, small_config
 from tests.support import tiny
 
@@ -291,20 +295,23 @@ def test_a_candidate_is_read_by_threads_that_give_way(world: World, monkeypatch:
     assert not asked.startswith("background")
 
 
-def test_it_says_whether_it_computes(world: World) -> None:
-    time.sleep(0.1)
-    assert not world.engine.computing
-    said = []
+def test_the_background_works_between_its_steps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaks, "_PATIENCE_SECONDS", 60.0)
+    runner, in_step = world.engine._runner, threading.Event()
+    run, begun = runner.run, list[Future[bool]]()
 
-    async def ask() -> None:
-        async with await world.engine.open(prompt_of(world, "hello"), max_new_tokens=9) as session:
-            tokens = session.generate(None, Sampling(max_new_tokens=9, ignore_eos=True))
-            said.extend([world.engine.computing async for _ in tokens])
+    def watched(plan: StepPlan) -> Logits:
+        in_step.set()
+        begun.append(begin_in_background(in_step.is_set))
+        time.sleep(0.02)  # in which it would be done
+        logits = run(plan)
+        in_step.clear()
+        return logits
 
-    asyncio.run(ask())
-    assert all(said)
-    time.sleep(0.1)
-    assert not world.engine.computing
+    monkeypatch.setattr(runner, "run", watched)
+    asyncio.run(answer(world.engine, prompt_of(world, "hello"), None))
+    assert len(begun) >= 10
+    assert not any(work.result(10) for work in begun)
 
 
 def test_minimum_length_and_stop_tokens(world: World) -> None:

@@ -5,12 +5,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from expert_store import breathe
-from server.background import _REST, _step_back, begin_in_background, giving_way_while, in_background
+from server import background, breaks
+from server.background import BREAKS, _step_back, begin_in_background, in_background
+from server.breaks import PART_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -66,77 +68,87 @@ async def test_a_process_that_stands_far_behind_already_can_work_too(monkeypatch
         raise PermissionError("only root may come forward")
 
     monkeypatch.setattr(os, "setpriority", refused)
-    _step_back()
+    await in_a_thread_of_its_own(_step_back)
     assert asked[0] >= os.getpriority(os.PRIO_PROCESS, 0)
 
 
 @pytest.fixture
-def answering() -> Iterator[threading.Event]:
-    """Set while somebody is being answered."""
-    event = threading.Event()
-    with giving_way_while(event.is_set):
-        yield event
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers wait for a break as long as it takes."""
+    monkeypatch.setattr(breaks, "_PATIENCE_SECONDS", 60.0)
 
 
-@pytest.fixture
-def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds of every rest that a thread of the background has taken."""
-    taken = []
-
-    def sleep(seconds: float, really: Callable[[float], None] = time.sleep) -> None:
-        if threading.current_thread().name.startswith("background"):
-            taken.append(seconds)
-        really(seconds)
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    return taken
+@pytest.mark.usefixtures("patient")
+async def test_work_waits_for_the_end_of_a_step() -> None:
+    done = threading.Event()
+    with BREAKS.step():
+        begin_in_background(done.set)
+        assert not await asyncio.to_thread(done.wait, 0.05)
+    assert await asyncio.to_thread(done.wait, 10)
 
 
-async def test_work_rests_while_somebody_is_answered(answering: threading.Event, rests: list[float]) -> None:
-    await in_background(_twenty_pieces)
-    assert sum(rests) == 0
-    answering.set()
-    computed = await in_background(_twenty_pieces)
-    assert sum(rests) >= _REST * computed
-    assert max(rests) < _REST * computed / 4, "it rested once instead of after every piece"
+@pytest.mark.usefixtures("patient")
+async def test_work_that_has_begun_stops_for_a_step_where_it_can() -> None:
+    begun, may_go_on, went_on = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        may_go_on.wait(10)
+        _compute(2 * PART_SECONDS)
+        breathe()
+        went_on.set()
+
+    begin_in_background(work)
+    assert await asyncio.to_thread(begun.wait, 10)
+    with BREAKS.step():
+        may_go_on.set()
+        assert not await asyncio.to_thread(went_on.wait, 0.05)
+    assert await asyncio.to_thread(went_on.wait, 10)
 
 
-async def test_short_pieces_of_work_rest_one_by_one(answering: threading.Event, rests: list[float]) -> None:
-    answering.set()
-    for _ in range(20):
-        await in_background(lambda: _compute(0.0004))
-    assert len(rests) == 20
-    assert min(rests) > _REST * 0.0004
+@pytest.mark.usefixtures("patient")
+async def test_work_that_has_hardly_begun_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "PART_SECONDS", 1.0)
+    begun, may_go_on, went_on = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        may_go_on.wait(10)
+        breathe()
+        went_on.set()
+
+    begin_in_background(work)
+    assert await asyncio.to_thread(begun.wait, 10)
+    with BREAKS.step():
+        may_go_on.set()
+        assert await asyncio.to_thread(went_on.wait, 10)
 
 
-async def test_work_that_fails_rests_too(answering: threading.Event, rests: list[float]) -> None:
+@pytest.mark.usefixtures("patient")
+async def test_what_no_background_does_never_waits() -> None:
+    def work() -> None:
+        _compute(2 * PART_SECONDS)
+        breathe()
+
+    with BREAKS.step():
+        await asyncio.wait_for(asyncio.to_thread(work), 10)
+
+
+async def test_work_that_fails_has_ended() -> None:
+    """A step waits for no one who has gone."""
+
     def fail() -> None:
-        _compute(0.003)
         raise ValueError("on purpose")
 
-    answering.set()
     with pytest.raises(ValueError, match="on purpose"):
         await in_background(fail)
-    assert sum(rests) > _REST * 0.003
+    assert BREAKS.num_working == 0
 
 
-async def test_who_nobody_told_to_breathe_never_rests(
-    answering: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answering.set()
-    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it rested"))
-    assert await asyncio.to_thread(_twenty_pieces) > 0
-
-
-def _twenty_pieces() -> float:
-    """Seconds of processor time that twenty pieces of two milliseconds took, without what falling asleep takes."""
-    computed = 0.0
-    for _ in range(20):
-        begun = time.thread_time()
-        _compute(0.002)
-        computed += time.thread_time() - begun
-        breathe()
-    return computed
+async def in_a_thread_of_its_own(work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    await asyncio.to_thread(thread.join, 10)
 
 
 def _compute(seconds: float) -> None:

@@ -33,7 +33,6 @@ class FakeEngine:
     def __init__(self, base: Base, chat: ChatFormat, config: EngineConfig, observer: EngineObserver) -> None:
         self.base, self.chat, self.config, self.observer = base, chat, config, observer
         self.alive = False
-        self.computing = False
         self.sessions: list[FakeSession] = []
         self.samplings: list[Sampling] = []
         self.answer = " {name}: hello wörld 😀"
