@@ -121,12 +121,13 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was found in staged files: each part with a prompt that shows its effect, and the checks passed so far."""
+    """What was found in staged files, with a prompt for each part that shows its effect, and the checks passed."""
 
     info: AdapterInfo
     parts: list[_Part]
     prompts: list[Prompt]
-    checks: list[Check]
+    files: list[Check]
+    selection: list[Check]
 
 
 class Registry:
@@ -199,7 +200,7 @@ class Registry:
             raise InvalidManifest("name", f"the name {wanted} is that of the base model: choose another")
         seen = await in_background(lambda: self._look_at(staged, draft, wanted))
         said = await self._centroids.provide(staged.folder, draft.samples, name=wanted, catalog=self._store.catalog)
-        checks = [*seen.checks, Check("centroid", True, said)]
+        checks = [*seen.files, Check("centroid", True, said), *seen.selection]
         try:
             for part, prompt in zip(seen.parts, seen.prompts, strict=True):
                 checks.append(await self._check_effect(part, prompt))
@@ -218,12 +219,12 @@ class Registry:
         """All that needs neither the engine nor gradients, in one piece of work. Raises what `register` does."""
         info = inspect_adapter(staged.folder, self._spec, max_rank=self._max_rank)
         parts = _parts(_candidate(staged, draft, info, name))
-        checks = [*_inspected(info), *(self._check_size(part) for part in parts), self._check_base(draft)]
+        files = [*_inspected(info), *(self._check_size(part) for part in parts), self._check_base(draft)]
         for part in parts:
             self._check_invocation(part)
-        checks.append(self._provide_profile(staged, draft))
-        checks.extend(self._check_selection(parts[-1]))
-        return _Seen(info, parts, [self._sample_prompt(part.version) for part in parts], checks)
+        files.append(self._provide_profile(staged, draft))
+        selection = self._check_selection(parts[-1])
+        return _Seen(info, parts, [self._sample_prompt(part.version) for part in parts], files, selection)
 
     async def delete_version(self, name: str, version: int) -> Catalog:
         """Out of the catalog at once; the files go when no request can read them any more.
