@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PART_SECONDS = 0.0005  # of processor time: work is not cut up further
-_SHARE = 1 / 6  # of a step's time is what the next one waits at most
+_SHARE = 1 / 8  # of a step's time is what the next one waits at most
 _MOST_SECONDS = 0.01
 _NEXT_SECONDS = 0.0007  # for what follows upon a piece of work: it comes by way of the event loop
 _PATIENCE_SECONDS = 0.1  # of a worker, as some steps take long
