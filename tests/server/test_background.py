@@ -89,17 +89,7 @@ async def test_work_waits_for_the_end_of_a_step() -> None:
 
 @pytest.mark.usefixtures("patient")
 async def test_work_that_has_begun_stops_for_a_step_where_it_can() -> None:
-    begun, may_go_on, went_on = threading.Event(), threading.Event(), threading.Event()
-
-    def work() -> None:
-        begun.set()
-        may_go_on.wait(10)
-        _compute(2 * PART_SECONDS)
-        breathe()
-        went_on.set()
-
-    begin_in_background(work)
-    assert await asyncio.to_thread(begun.wait, 10)
+    may_go_on, went_on = await begun_work(lambda: _compute(2 * PART_SECONDS))
     with BREAKS.step():
         may_go_on.set()
         assert not await asyncio.to_thread(went_on.wait, 0.05)
@@ -109,16 +99,7 @@ async def test_work_that_has_begun_stops_for_a_step_where_it_can() -> None:
 @pytest.mark.usefixtures("patient")
 async def test_work_that_has_hardly_begun_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "PART_SECONDS", 1.0)
-    begun, may_go_on, went_on = threading.Event(), threading.Event(), threading.Event()
-
-    def work() -> None:
-        begun.set()
-        may_go_on.wait(10)
-        breathe()
-        went_on.set()
-
-    begin_in_background(work)
-    assert await asyncio.to_thread(begun.wait, 10)
+    may_go_on, went_on = await begun_work(lambda: None)
     with BREAKS.step():
         may_go_on.set()
         assert await asyncio.to_thread(went_on.wait, 10)
@@ -143,6 +124,22 @@ async def test_work_that_fails_has_ended() -> None:
     with pytest.raises(ValueError, match="on purpose"):
         await in_background(fail)
     assert BREAKS.num_working == 0
+
+
+async def begun_work(compute: Callable[[], None]) -> tuple[threading.Event, threading.Event]:
+    """Sets the second event when it may go on, as the first one says, and has computed and breathed."""
+    begun, may_go_on, went_on = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        may_go_on.wait(10)
+        compute()
+        breathe()
+        went_on.set()
+
+    begin_in_background(work)
+    assert await asyncio.to_thread(begun.wait, 10)
+    return may_go_on, went_on
 
 
 async def in_a_thread_of_its_own(work: Callable[[], None]) -> None:
