@@ -33,7 +33,7 @@ class Breaks:
         works any more, or a share of the step's time is over."""
         with self._begins:
             self._is_now = False
-        started, waited_for = time.perf_counter(), False
+        started = time.perf_counter()
         try:
             yield
         finally:

@@ -107,12 +107,16 @@ async def test_work_that_has_hardly_begun_does_not_stop(monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("patient")
 async def test_what_no_background_does_never_waits() -> None:
+    went_on = threading.Event()
+
     def work() -> None:
         _compute(2 * PART_SECONDS)
         breathe()
+        went_on.set()
 
     with BREAKS.step():
-        await asyncio.wait_for(asyncio.to_thread(work), 10)
+        threading.Thread(target=work, daemon=True).start()
+        assert await asyncio.to_thread(went_on.wait, 10)
 
 
 async def test_work_that_fails_has_ended() -> None:

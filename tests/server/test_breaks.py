@@ -41,7 +41,10 @@ def until(true: Callable[[], bool]) -> None:
 
 @pytest.mark.usefixtures("generous")
 def test_before_the_first_step_work_starts_at_once() -> None:
-    work(Breaks())
+    shared, started, happened = Breaks(), time.monotonic(), list[str]()
+    work(shared, lambda: happened.append("worked"))
+    assert happened == ["worked"]
+    assert time.monotonic() - started < 10, "it waited for a break"
 
 
 @pytest.mark.usefixtures("generous")
