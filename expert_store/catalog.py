@@ -156,8 +156,7 @@ class Catalog:
 
     def chain_experts(self) -> tuple[ExpertVersion, ...]:
         """The live versions to ask, in order. A name without a self-selecting live version keeps its place, unasked."""
-        live = (self.experts[name].live for name in self.chain)
-        return tuple(version for version in live if version is not None and version.self_selecting)
+        return self._chain_experts
 
     @cached_property
     def guarded(self) -> bool:
@@ -168,3 +167,8 @@ class Catalog:
     def fallback_expert(self) -> ExpertVersion | None:
         """The live version that answers where nobody accepts; None is the base model, also while none is live."""
         return None if self.fallback is None else self.experts[self.fallback].live
+
+    @cached_property
+    def _chain_experts(self) -> tuple[ExpertVersion, ...]:
+        live = (self.experts[name].live for name in self.chain)
+        return tuple(version for version in live if version is not None and version.self_selecting)

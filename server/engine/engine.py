@@ -261,7 +261,10 @@ class Engine:
         self._prepare()
         begun = self._begin_answers()
         plan = plan_step(
-            self._sequences(patient=False), patient=self._sequences(patient=True), budget=self._config.step_tokens
+            self._sequences(patient=False),
+            patient=self._sequences(patient=True),
+            budget=self._config.step_tokens,
+            borrow=self._runner.borrows,
         )
         self._report_occupancy()
         self._outbox.send()
@@ -316,7 +319,7 @@ class Engine:
         for segment in plan.segments:
             sequence = segment.sequence
             sequence.computed = segment.end
-            if sequence.fork is not None:
+            if sequence.fork is not None and segment.borrowed is None:
                 sequence.fork.copy = None
             self._prefix.remember(sequence)
         self._count(plan)

@@ -41,8 +41,8 @@ class PrefixCache:
         return reused
 
     def remember(self, sequence: Sequence) -> None:
-        """Names the blocks that have become full."""
-        if not self._enabled:
+        """Names the blocks that have become full, unless one of them lacks what is still to be copied."""
+        if not self._enabled or (sequence.fork is not None and sequence.fork.copy is not None):
             return
         if sequence.fork is not None and not sequence.keys:
             sequence.keys = sequence.fork.parent.keys[: sequence.fork.num_shared // self._blocks.block_tokens]

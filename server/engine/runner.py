@@ -18,7 +18,7 @@ from server.model.logits import Logits, Wanted
 from server.model.lora import LoraArenas, arena_maker
 from server.model.lora_plan import Blend, Slots, plan_lora
 from server.model.native import Kernels, applies_to
-from server.model.paged_kv import KVGeometry, PagedKV, SegmentSpan
+from server.model.paged_kv import Borrowed, KVGeometry, PagedKV, SegmentSpan
 from server.model.states import StateSums
 
 _CHECK_TOKENS = 24
@@ -69,6 +69,11 @@ class Runner:
     @property
     def arenas(self) -> LoraArenas:
         return self._decoder.arenas
+
+    @property
+    def borrows(self) -> bool:
+        """Whether a segment may read tokens in another sequence's block instead of in a copy."""
+        return self._kernels is not None and isinstance(self._decoder, FusedDecoder) and not self._decoder.slides
 
     def run(self, plan: StepPlan) -> Logits:
         """One forward pass; the logits that segments want, in plan order."""
@@ -150,11 +155,19 @@ def _lay_out(
     slots_T: list[Slots | Blend | None] = []
     for segment in segments:
         count = segment.end - segment.start
-        spans.append(SegmentSpan(len(tokens), count, segment.start, segment.sequence.table.blocks))
+        blocks = segment.sequence.table.blocks
+        spans.append(SegmentSpan(len(tokens), count, segment.start, blocks, _borrowed(segment)))
         tokens += segment.sequence.tokens[segment.start : segment.end]
         positions += range(segment.start, segment.end)
         slots_T += [segment.slots] * count
     return spans, tokens, positions, slots_T
+
+
+def _borrowed(segment: Segment) -> Borrowed | None:
+    fork = segment.sequence.fork
+    if segment.borrowed is None or fork is None:
+        return None
+    return Borrowed(segment.borrowed.source, fork.num_shared)
 
 
 def _only_decodes(plan: StepPlan) -> bool:

@@ -78,7 +78,8 @@ class BlockCopy:
 class Fork:
     """Where a sequence comes from: it shares the first `num_shared` tokens of `parent`.
 
-    `copy` is what its own last shared block still lacks; the step that runs its first tokens makes it.
+    `copy` is what its own last shared block still lacks. The step that runs its first tokens makes it, or, where forks
+    can borrow, the one after: most are only asked and never go on.
     """
 
     parent: Sequence
@@ -88,12 +89,16 @@ class Fork:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens [start, end) of one sequence, all through the same slots (None: the base alone)."""
+    """Tokens [start, end) of one sequence, all through the same slots (None: the base alone).
+
+    `borrowed` is a copy that the sequence still lacks: in this step it reads those tokens in the block they come from.
+    """
 
     sequence: Sequence
     start: int
     end: int
     slots: Slots | Blend | None
+    borrowed: BlockCopy | None = None
 
     @property
     def wants_logits(self) -> bool:
@@ -122,24 +127,27 @@ class StepPlan:
         return sum(segment.end - segment.start for segment in self.segments)
 
 
-def plan_step(sequences: Iterable[Sequence], *, budget: int, patient: Iterable[Sequence] = ()) -> StepPlan:
+def plan_step(
+    sequences: Iterable[Sequence], *, budget: int, patient: Iterable[Sequence] = (), borrow: bool = False
+) -> StepPlan:
     """Decoding sequences first, one token each, then prefills in order of arrival, up to `budget` tokens.
 
     A fork goes into the step that completes what it shares, if it arrives behind its parent. The `patient` are computed
-    beside the others a few tokens at a time, which nobody takes from them, and alone like any other.
+    beside the others a few tokens at a time, which nobody takes from them, and alone like any other. `borrow`: a fork's
+    first tokens read what it lacks in its parent's block.
     """
     pending = [s for s in sequences if s.num_pending]
     pending.sort(key=lambda s: s.num_pending > 1 or s.awaits_parent)  # stable: arrival order within each kind
     waiting = [s for s in patient if s.num_pending]
     share = min(PATIENT_TOKENS, budget // 2) if pending and waiting else 0
     plan, ends = StepPlan(), dict[int, int]()  # how far each sequence will be computed, by its id
-    _add(plan, pending, ends, budget - share)
-    _add(plan, waiting, ends, share if pending else budget)
+    _add(plan, pending, ends, budget - share, borrow=borrow)
+    _add(plan, waiting, ends, share if pending else budget, borrow=borrow)
     plan.segments.sort(key=lambda s: -1 if s.slots is None else s.slots.start)
     return plan
 
 
-def _add(plan: StepPlan, sequences: list[Sequence], ends: dict[int, int], budget: int) -> None:
+def _add(plan: StepPlan, sequences: list[Sequence], ends: dict[int, int], budget: int, *, borrow: bool) -> None:
     """Lets these catch up, up to `budget` tokens."""
     for sequence in sequences:
         if budget <= 0:
@@ -150,16 +158,21 @@ def _add(plan: StepPlan, sequences: list[Sequence], ends: dict[int, int], budget
         end = min(len(sequence.tokens), sequence.computed + budget)
         budget -= end - sequence.computed
         ends[id(sequence)] = end
-        plan.segments.extend(_split(sequence, end))
-        if fork is not None and fork.copy is not None:
-            plan.copies.append(fork.copy)
+        lacking = None if fork is None else fork.copy
+        borrows = borrow and fork is not None and sequence.computed == fork.num_shared
+        plan.segments.extend(_split(sequence, end, lacking if borrows else None))
+        if lacking is not None and not borrows:
+            plan.copies.append(lacking)
 
 
-def _split(sequence: Sequence, end: int) -> list[Segment]:
+def _split(sequence: Sequence, end: int, borrowed: BlockCopy | None) -> list[Segment]:
     """One segment, or two where the expert wakes up on the way."""
     start, activation = sequence.computed, sequence.activation_start
     if activation is None or end <= activation:
-        return [Segment(sequence, start, end, None)]
+        return [Segment(sequence, start, end, None, borrowed)]
     if start >= activation:
-        return [Segment(sequence, start, end, sequence.slots)]
-    return [Segment(sequence, start, activation, None), Segment(sequence, activation, end, sequence.slots)]
+        return [Segment(sequence, start, end, sequence.slots, borrowed)]
+    return [
+        Segment(sequence, start, activation, None, borrowed),
+        Segment(sequence, activation, end, sequence.slots, borrowed),
+    ]

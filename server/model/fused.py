@@ -145,6 +145,11 @@ class FusedDecoder:
             setattr(module, name, lent)
         return _Site(product, self._arenas[-1])
 
+    @property
+    def slides(self) -> bool:
+        """Whether some layer's attention sees only so many tokens back."""
+        return any(layer.window is not None for layer in self._layers)
+
     def forward(
         self,
         tokens_T: Tensor,

@@ -594,12 +594,12 @@ static inline __attribute__((always_inline)) void close_rows(const Attention *ca
     }
 }
 
-/* Queries of the segments [low, high), whose first `shared` blocks are the same ones and lie behind none of them, of the
+/* Queries of the segments [low, high), whose first `shared` tokens are the same ones and lie behind none of them, of the
  * heads that share one head of keys and values. */
 static inline __attribute__((always_inline)) void attend_head(const Attention *call, int64_t low, int64_t high,
                                                               int64_t shared, int64_t head, float *scratch, int64_t D) {
     int64_t group = call->heads / call->kv_heads, C = call->block_tokens, window = call->window, rows = 0;
-    int64_t some = blocks_of_a_tile(C), stride = tile_stride(C);
+    int64_t some = blocks_of_a_tile(C), stride = tile_stride(C), lent = shared % C, whole;
     for (int64_t s = low; s < high; s++) rows += call->count[s] * group;
     int64_t *from = (int64_t *)scratch, *to = from + rows;
     float *keys = scratch + whole_vectors(4 * rows);
@@ -608,29 +608,30 @@ static inline __attribute__((always_inline)) void attend_head(const Attention *c
     if (stride > some * C) memset(keys, 0, (size_t)(stride * D) * sizeof *keys); /* vectors reach behind the last key */
     open_rows(call, low, high, head, queries, sums, D);
     if (window) shared = 0; /* where they begin to look differs */
+    whole = shared / C;
     tile.opened = rows > FEW;
-    for (int64_t b = 0; b < shared; b += some) {
-        int64_t blocks = shared - b < some ? shared - b : some;
-        for (int64_t r = 0; r < rows; r++) from[r] = 0, to[r] = blocks * C;
+    for (int64_t b = 0; b * C < shared; b += some) {
+        int64_t tokens = shared - b * C < some * C ? shared - b * C : some * C;
+        for (int64_t r = 0; r < rows; r++) from[r] = 0, to[r] = tokens;
         tile.table = call->table + call->table_start[low] + b;
-        tile.left = shared - b;
-        if (tile.opened) open_tile(&tile, blocks * C, D);
+        tile.left = whole + (lent > 0) - b;
+        if (tile.opened) open_tile(&tile, tokens, D);
         OF_WIDTH(absorb_rows)(queries, &tile, from, to, scores, sums, D, rows);
     }
     for (int64_t s = low; s < high; s++) {
         int64_t position = call->position[s], count = call->count[s], own = count * group;
         int64_t oldest = window && position >= window ? position - window + 1 : 0, last = (position + count - 1) / C;
         tile.opened = own > FEW;
-        for (int64_t b = oldest / C > shared ? oldest / C : shared; b <= last; b += some) {
+        for (int64_t b = oldest / C > whole ? oldest / C : whole; b <= last; b += some) {
             int64_t blocks = last - b + 1 < some ? last - b + 1 : some, begin = own, end = 0, seen = 0;
             for (int64_t r = 0; r < own; r++) {
                 int64_t at = position + r / group - b * C; /* within the tile */
                 to[r] = at < blocks * C ? at + 1 : blocks * C;
-                from[r] = window && at - window + 1 > 0 ? at - window + 1 : 0;
+                from[r] = window && at - window + 1 > 0 ? at - window + 1 : b == whole ? lent : 0;
                 seen = to[r] > seen ? to[r] : seen;
                 if (from[r] < to[r]) begin = r < begin ? r : begin, end = r + 1; /* they follow on each other */
             }
-            tile.table = call->table + call->table_start[s] + b;
+            tile.table = call->table + call->table_start[s] + b + (lent > 0);
             tile.left = last - b + 1;
             if (tile.opened) open_tile(&tile, seen, D);
             if (begin < end)
@@ -656,8 +657,9 @@ OF_EACH_WIDTH(ATTEND_HEAD, attend_head)
  *
  * Segment s: query tokens [first[s], first[s] + count[s]), the first at position[s]; its blocks are
  * table[table_start[s]], ... A block holds kv_heads times [block_tokens, D] of keys, then as many of values.
- * Family f: segments [family[2 f], family[2 f + 2]), whose first family[2 f + 1] blocks are the same and filled: they are
- * read once for all of them.
+ * Family f: segments [family[2 f], family[2 f + 2]), whose first family[2 f + 1] tokens are the same: they are read once for
+ * all of them. If those end within a block, that block is another sequence's, and each segment's own one, with the tokens
+ * behind, is the next in its table; only without a window.
  * query: token t's head h at t * query_stride + h * D; out [tokens, heads, D]. window 0: all that went before.
  * scratch: scratch_size numbers for each thread, as `attend_scratch` says for the most rows of a family; so few that they
  * stay in its cache. */

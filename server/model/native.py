@@ -292,7 +292,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 class NativeSpans:
     """Where segments lie, as `attend` reads it: its arrays by name, in its order.
 
-    Each is (first token, number of queries, position, blocks). `families` are (number of segments, number of blocks
+    Each is (first token, number of queries, position, blocks). `families` are (number of segments, number of tokens
     they begin with in common), in order.
     """
 

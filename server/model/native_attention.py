@@ -3,13 +3,14 @@ nothing of tensors' contents or of how attention is computed.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from server.model.chat import common_prefix_length
 from server.model.native import Kernels, NativeSpans
-from server.model.paged_kv import Call, PagedKV, SegmentSpan
+from server.model.paged_kv import Borrowed, Call, PagedKV, SegmentSpan
 
 _NATIVE_QUERIES = 32  # a kernel's share of a long segment; a block of keys is made ready once for each
 _FORK_QUERIES = 4  # segments up to this many queries read the blocks they share together
@@ -24,7 +25,11 @@ class NativeGroup:
         pieces = [piece for segment in segments for piece in _pieces(segment)]
         families = list(families_of(pieces, kv, torch.get_num_threads()))
         self.spans = NativeSpans(
-            [(s.first_token, s.num_queries, s.position, s.blocks) for family, _ in families for s in family],
+            [
+                (s.first_token, s.num_queries, s.position, _read_blocks(s, kv.block_tokens))
+                for family, _ in families
+                for s in family
+            ],
             [(len(family), num_shared) for family, num_shared in families],
         )
 
@@ -38,35 +43,54 @@ def _pieces(span: SegmentSpan) -> list[SegmentSpan]:
     if span.num_queries <= _NATIVE_QUERIES:
         return [span]
     return [
-        SegmentSpan(
-            span.first_token + done, min(_NATIVE_QUERIES, span.num_queries - done), span.position + done, span.blocks
+        replace(
+            span,
+            first_token=span.first_token + done,
+            num_queries=min(_NATIVE_QUERIES, span.num_queries - done),
+            position=span.position + done,
         )
         for done in range(0, span.num_queries, _NATIVE_QUERIES)
     ]
 
 
-def families_of(spans: Sequence[SegmentSpan], kv: PagedKV, threads: int) -> Iterator[tuple[list[SegmentSpan], int]]:
-    """Short segments that begin with the same blocks, and with how many: forks of one prompt, or of one remembered.
+def _read_blocks(span: SegmentSpan, block_tokens: int) -> Sequence[int]:
+    """Its blocks, the borrowed one before the one it stands in for."""
+    if span.borrowed is None:
+        return span.blocks
+    place = span.borrowed.end // block_tokens
+    return [*span.blocks[:place], span.borrowed.block, *span.blocks[place:]]
 
-    Only blocks that every query of the family sees whole count as shared. A family is one thread's work, so there are
-    enough of them for all threads, if need be of one segment each.
+
+def families_of(spans: Sequence[SegmentSpan], kv: PagedKV, threads: int) -> Iterator[tuple[list[SegmentSpan], int]]:
+    """Short segments that begin with the same tokens, and with how many: forks of one prompt, or of one remembered.
+
+    Tokens in blocks that every query of the family sees whole count as shared, and those before the end of what all
+    have borrowed of one block. A family is one thread's work, so there are enough of them for all threads, if need be
+    of one segment each.
     """
-    by_first: dict[int, list[SegmentSpan]] = {}
+    alike: dict[tuple[int, Borrowed | None], list[SegmentSpan]] = {}
     for span in spans:
         if span.num_queries <= _FORK_QUERIES:
-            by_first.setdefault(span.blocks[0], []).append(span)
+            alike.setdefault((span.blocks[0], span.borrowed), []).append(span)
         else:
-            yield [span], 0
-    for together in by_first.values():
+            yield [span], _num_borrowed(span.borrowed)
+    for (_, borrowed), together in alike.items():
         size = max(1, min(_FAMILY, len(together) * kv.num_kv_heads // (2 * threads)))
         for first in range(0, len(together), size):
             family = together[first : first + size]
+            if borrowed is not None:
+                yield family, borrowed.end
+                continue
             tables = [tuple(span.blocks[: span.position // kv.block_tokens]) for span in family]
-            num_shared = _num_common(tables)
-            if 2 * num_shared >= max(len(table) for table in tables) > 0 and len(family) > 1:
-                yield family, num_shared
+            num_common = _num_common(tables)
+            if 2 * num_common >= max(len(table) for table in tables) > 0 and len(family) > 1:
+                yield family, num_common * kv.block_tokens
             else:
                 yield from (([span], 0) for span in family)
+
+
+def _num_borrowed(borrowed: Borrowed | None) -> int:
+    return 0 if borrowed is None else borrowed.end
 
 
 def _num_common(tables: Sequence[tuple[int, ...]]) -> int:

@@ -11,14 +11,24 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Borrowed:
+    """The tokens of a sequence before token `end`, as far back as that token's block reaches, are read in `block`,
+    another sequence's. Its own block has only those behind."""
+
+    block: int
+    end: int
+
+
+@dataclass(frozen=True)
 class SegmentSpan:
     """Where one segment lies: queries are step tokens [first_token, first_token + num_queries), the first of them at
-    `position` in its sequence, whose keys lie in `blocks` in order."""
+    `position` in its sequence, whose keys lie in `blocks` in order, but for what is `borrowed`."""
 
     first_token: int
     num_queries: int
     position: int
     blocks: Sequence[int]
+    borrowed: Borrowed | None = None
 
     @property
     def num_keys(self) -> int:

@@ -93,6 +93,30 @@ def test_forks_go_into_the_step_that_completes_what_they_share() -> None:
     assert plan.copies == [BlockCopy(1, 2, 2), BlockCopy(1, 6, 2)]
 
 
+def test_forks_borrow_what_they_lack_until_they_go_on() -> None:
+    parent = sequence(10)
+    child = forked(parent, 13, 10, row=0)
+    copy = BlockCopy(1, 2, 2)
+    plan = plan_step([parent, child], budget=12, borrow=True)
+    assert [(s.start, s.end, s.borrowed) for s in plan.segments] == [(0, 10, None), (10, 12, copy)]
+    assert plan.copies == []
+    parent.computed, child.computed = 10, 12
+    plan = plan_step([parent, child], budget=12, borrow=True)
+    assert [(s.start, s.end, s.borrowed) for s in plan.segments] == [(12, 13, None)]
+    assert plan.copies == [copy]
+
+
+def test_both_segments_of_a_fork_borrow() -> None:
+    parent = sequence(10)
+    child = forked(parent, 13, 10, row=0)
+    child.activation_start = 11
+    plan = plan_step([parent, child], budget=50, borrow=True)
+    assert [(s.start, s.end, s.borrowed) for s in plan.segments[1:]] == [
+        (10, 11, BlockCopy(1, 2, 2)),
+        (11, 13, BlockCopy(1, 2, 2)),
+    ]
+
+
 def test_forks_of_one_token_come_behind_their_parent_too() -> None:
     parent = sequence(10)
     plan = plan_step([parent, forked(parent, 11, 10, row=0), sequence(6, 5)], budget=50)

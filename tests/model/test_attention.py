@@ -1,16 +1,18 @@
 """Grouped attention over the paged cache against one plain attention a segment."""
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from server.model import attention
 from server.model.attention import Group, allowed_keys, attend_segment, paged_attention, plan_attention
 from server.model.native import Kernels
 from server.model.native_attention import families_of
-from server.model.paged_kv import Call, KVGeometry, PagedKV, SegmentSpan
+from server.model.paged_kv import Borrowed, Call, KVGeometry, PagedKV, SegmentSpan
 
 HEADS, KV_HEADS, WIDTH, CAPACITY = 6, 2, 16, 4
 SHAPES = {
@@ -167,11 +169,22 @@ def check_kernels(spans: list[SegmentSpan], kv: PagedKV, window: int | None, ker
     output = plan_attention(spans, kv, kernels).read(0, query, scale=0.3, window=window)
     for span in spans:
         tokens = slice(span.first_token, span.first_token + span.num_queries)
-        rows = kv.layers[0][list(span.blocks)].transpose(1, 2).flatten(0, 1)[: span.num_keys].float()
-        keys, values = rows.chunk(2, dim=1)
+        keys, values = read_tokens(span, kv).float().chunk(2, dim=1)
         mask = allowed_keys(torch.arange(span.position, span.num_keys), span.num_keys, window)
         expected = attend_segment(query[tokens].float(), keys, values, mask=mask, scale=0.3, softcap=None)
         torch.testing.assert_close(output[tokens].float(), expected, atol=2e-2, rtol=1e-2)
+
+
+def read_tokens(span: SegmentSpan, kv: PagedKV) -> Tensor:
+    """[S, 2 K, D]: a sequence's keys and values, token by token."""
+    rows = []
+    for position in range(span.num_keys):
+        index, inside = divmod(position, kv.block_tokens)
+        block, lent = span.blocks[index], span.borrowed
+        if lent is not None and index == lent.end // kv.block_tokens and position < lent.end:
+            block = lent.block
+        rows.append(kv.layers[0][block, :, inside])
+    return torch.stack(rows)
 
 
 def filled_cache(capacity: int, kv_heads: int = KV_HEADS, width: int = 64) -> PagedKV:
@@ -201,9 +214,32 @@ def test_forks_read_what_they_share_as_if_each_were_alone(
         first += 1 + fork % 4
     families = [(len(family), num_shared) for family, num_shared in families_of(spans, kv, threads=1)]
     assert sum(size for size, _ in families) == len(spans)
-    assert (min(num_forks + 1, 16), 3) in families  # with the one that shares three blocks only
+    assert (min(num_forks + 1, 16), 3 * capacity) in families  # with the one that shares three blocks only
     assert {(len(family), n) for family, n in families_of(spans, kv, threads=64)} == {(1, 0)}, "work for all threads"
     check_kernels(spans, kv, window, kernels, HEADS)
+
+
+@pytest.mark.parametrize("capacity", [4, 16, 24, 80])
+@pytest.mark.parametrize("num_forks", [1, 5, 40])
+def test_forks_read_what_they_lack_where_it_comes_from(num_forks: int, capacity: int, kernels: Kernels) -> None:
+    """Forks of two prompts that begin alike, each of which borrows the beginning of its parent's last block: with few
+    tokens of their own, or many, or some that a segment before them has computed in the same step."""
+    torch.manual_seed(0)
+    kv = filled_cache(capacity)
+    end, free = 5 * capacity + 3, iter(range(20, 240))
+    common, spans, first = [3, 9, 1, 14, 7], [], 0
+    for fork in range(num_forks):
+        num_queries, done = (1 + fork % 4, fork % 2) if fork % 7 else (37, 0)
+        own = [next(free) for _ in range(-(-(3 + done + num_queries) // capacity))]
+        kv.layers[0][own[0], :, :3] = torch.nan  # what is borrowed was never copied here
+        borrowed = Borrowed(11 + fork % 2, end)
+        spans.append(SegmentSpan(first, num_queries, end + done, [*common, *own], borrowed))
+        first += num_queries
+    families = [(len(family), num_shared) for family, num_shared in families_of(spans, kv, threads=1)]
+    assert sum(size for size, _ in families) == len(spans)
+    assert {num_shared for _, num_shared in families} == {end}
+    assert num_forks < 40 or max(size for size, _ in families) > 1
+    check_kernels(spans, kv, None, kernels, HEADS)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -215,6 +251,9 @@ def test_segments_of_any_kind_on_every_level_of_processor(seed: int, every_kerne
     kv = filled_cache(capacity, kv_heads, width=rng.choice([2, 20, 64, 72, 128]))
     free, spans, first = iter(rng.sample(range(240), 240)), [], 0
     common = [next(free) for _ in range(6)]
+    window = rng.choice([None, 3, 50, 150])
+    can_borrow = capacity > 1 and window is None
+    lent = Borrowed(next(free), 5 * capacity + rng.randint(1, capacity - 1)) if can_borrow else None
     for _ in range(rng.randint(1, 9)):
         num_queries, own = rng.choice([1, 1, 2, 4, 5, 40]), rng.random() < 0.5
         position = rng.randint(0 if own else 6 * capacity, 7 * capacity)
@@ -223,10 +262,12 @@ def test_segments_of_any_kind_on_every_level_of_processor(seed: int, every_kerne
             continue
         table = [next(free) for _ in range(num_blocks)]
         spans.append(SegmentSpan(first, num_queries, position, table if own else [*common, *table[6:]]))
+        if lent is not None and not own and rng.random() < 0.5:
+            spans[-1] = replace(spans[-1], blocks=[*common[:5], *table[5:]], borrowed=lent)
         first += num_queries
     if spans:
         for kernels in every_kernels:
-            check_kernels(spans, kv, rng.choice([None, 3, 50, 150]), kernels, kv_heads * rng.choice([1, 2, 3, 4]))
+            check_kernels(spans, kv, window, kernels, kv_heads * rng.choice([1, 2, 3, 4]))
 
 
 def test_a_nan_in_a_query_reaches_its_own_answer_and_no_other(kernels: Kernels) -> None:
