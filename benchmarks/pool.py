@@ -46,7 +46,7 @@ from server.own_server import OwnServer, own_server
 RESULTS = Path(__file__).parent / "results" / "pool"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 KV_BYTES = 1 << 30
-OVERHEAD_BYTES = 1075 << 20
+OVERHEAD_BYTES = 1126 << 20
 COUNTED = ("loads_disk", "loads_host", "evictions")
 
 
