@@ -1,17 +1,22 @@
 """Forks read what they share in their parent's blocks, and go on as if all of it were their own."""
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
+from server.engine import Branches, Engine, Sampling
 from server.engine.kv_cache import BlockPool, BlockTable
 from server.engine.prefix import PrefixCache
 from server.engine.runner import Runner
 from server.engine.scheduler import BlockCopy, Fork, Sequence, StepPlan, plan_step
 from server.model.base import load_base
+from server.model.chat import ChatFormat
+from server.model.logits import Logits
 from server.model.native import load_kernels
-from tests.engine.conftest import World
+from tests.engine.conftest import Recorder, World, small_config
 
 BLOCK = 16
 PROMPT = [3 + 7 * i % 200 for i in range(2 * BLOCK + 5)]
@@ -68,6 +73,55 @@ def test_forks_go_on_from_what_they_borrowed(world: World, tmp_path: Path, with_
         for index, fork in enumerate(forks):
             fork.tokens.append(30 + index)
     assert num_copies == ([0, len(TAILS), 0] if with_kernels else [len(TAILS), 0, 0])
+
+
+@pytest.mark.parametrize("winner", ["act4", "act16", "late8", None])
+@pytest.mark.parametrize("step_tokens", [64, 17])
+def test_only_who_answers_has_a_block_copied_and_from_one_that_is_held(
+    world: World, tmp_path: Path, winner: str | None, step_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside another request, which would get any block that is given back too early."""
+    kernels = load_kernels(tmp_path)
+    base = load_base(str(world.folder), dtype="bf16", device="cpu", cache=tmp_path, kernels=kernels)
+    config = small_config(step_tokens=step_tokens, answer_ahead=0, prefix_cache=True)
+    engine = Engine(base, ChatFormat(base.tokenizer), replace(config, kernels=kernels), Recorder())
+    if not engine._runner.borrows:
+        pytest.skip("no kernels here, so nothing is borrowed")
+    copies: list[BlockCopy] = []
+    run = engine._runner.run
+
+    def watched(plan: StepPlan) -> Logits:
+        copies.extend(plan.copies)
+        sources = [copy.source for copy in plan.copies]
+        sources += [segment.borrowed.source for segment in plan.segments if segment.borrowed is not None]
+        assert all(engine.blocks._holders[source] for source in sources), "a block is read that nobody holds"
+        return run(plan)
+
+    monkeypatch.setattr(engine._runner, "run", watched)
+    asked = [world.experts[name] for name in ("act4", "act16", "late8")]
+    prompt = world.chat.render([{"role": "user", "content": "the quick brown fox " * 4}])
+    assert prompt.body_length % BLOCK, "forks would begin with a block of their own"
+    assert len(prompt.tokens) % BLOCK, "forks would begin with a block of their own"
+
+    async def chosen() -> int:
+        async with await engine.open(prompt, max_new_tokens=5, branches=Branches(activated=3)) as session:
+            await session.score(asked)
+            expert = None if winner is None else world.experts[winner]
+            session.drop([one for one in asked if one is not expert])
+            tokens = session.generate(expert, Sampling(max_new_tokens=5, ignore_eos=True))
+            return len([token async for token in tokens])
+
+    async def both() -> list[int]:
+        return await asyncio.gather(chosen(), chosen())
+
+    engine.start()
+    try:
+        assert asyncio.run(both()) == [5, 5]
+    finally:
+        engine.stop()
+    engine.check_integrity()
+    if step_tokens == 64:  # in smaller steps forks that are only asked go on as well
+        assert len(copies) == (0 if winner is None else 2)
 
 
 def test_a_block_that_lacks_a_part_is_not_remembered() -> None:
