@@ -154,21 +154,18 @@ class Catalog:
             raise UnknownExpert(name)
         return self.experts[name].select(selector if at else LIVE)
 
+    @cached_property
     def chain_experts(self) -> tuple[ExpertVersion, ...]:
         """The live versions to ask, in order. A name without a self-selecting live version keeps its place, unasked."""
-        return self._chain_experts
+        live = (self.experts[name].live for name in self.chain)
+        return tuple(version for version in live if version is not None and version.self_selecting)
 
     @cached_property
     def guarded(self) -> bool:
         """Whether anybody in the chain is."""
-        return any(version.guarded for version in self.chain_experts())
+        return any(version.guarded for version in self.chain_experts)
 
     @property
     def fallback_expert(self) -> ExpertVersion | None:
         """The live version that answers where nobody accepts; None is the base model, also while none is live."""
         return None if self.fallback is None else self.experts[self.fallback].live
-
-    @cached_property
-    def _chain_experts(self) -> tuple[ExpertVersion, ...]:
-        live = (self.experts[name].live for name in self.chain)
-        return tuple(version for version in live if version is not None and version.self_selecting)

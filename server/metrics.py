@@ -156,7 +156,7 @@ class Metrics:
         experts = self._gauge("catalog_experts", "Experts in the current catalog.")
         experts.set_function(lambda: len(self._catalog().experts))
         chain = self._gauge("catalog_chain_experts", "Experts the chain would ask now.")
-        chain.set_function(lambda: len(self._catalog().chain_experts()))
+        chain.set_function(lambda: len(self._catalog().chain_experts))
         self.build = self._gauge("build_info", "Always 1.", "version", "base", "fingerprint", "dtype")
 
     # What happened, in the order in which it does.

@@ -6,3 +6,4 @@ from server.threads import spin_briefly
 
 spin_briefly()  # processes that share the processors and spin keep each other from computing
 os.environ["COLUMNS"] = "200"  # what commands print is looked for in unbroken lines
+pytest_plugins = ["tests.support.kernels"]

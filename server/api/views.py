@@ -185,7 +185,7 @@ def version_record(expert: Expert, version: ExpertVersion, catalog: Catalog) -> 
 
 
 def chain_response(catalog: Catalog) -> ChainResponse:
-    asked = {version.name for version in catalog.chain_experts()}
+    asked = {version.name for version in catalog.chain_experts}
     members = [_chain_member(catalog.experts[name], asked=name in asked) for name in catalog.chain]
     return ChainResponse(order=list(catalog.chain), members=members, catalog_generation=catalog.generation)
 

@@ -295,6 +295,8 @@ class GenerateJob(Answer):
     def prepare(self, state: SessionState, resources: Resources) -> Access:
         """Opens or takes over a lane and drops all others; returns what those behind may do."""
         if self.lane is not None:
+            if state.base is not None and state.base is not self.lane:
+                self._drop_others(state, resources)  # it may need nothing of the base any more
             return resources.access
         lane = (
             self._base_lane(state, resources)

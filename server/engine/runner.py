@@ -176,6 +176,7 @@ def _only_decodes(plan: StepPlan) -> bool:
         segment.end - segment.start == 1
         and segment.wants_logits
         and segment.choice is None
+        and segment.borrowed is None
         and segment.sequence.states is None
         for segment in plan.segments
     )

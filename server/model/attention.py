@@ -90,6 +90,7 @@ def plan_attention(
     Between writing and reading, the first n tokens of block `source` are copied to `target` for each (source, target,
     n) of `copies`.
     """
+    assert kernels is not None or all(s.borrowed is None for s in segments), "only kernels borrow. This is a bug."
     groups: list[Group] | list[NativeGroup]
     if few_launches is None:
         few_launches = kv.device.type == "cuda"

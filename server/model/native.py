@@ -301,7 +301,7 @@ class NativeSpans:
     ) -> None:
         first, count, position, tables = zip(*spans, strict=True)
         ends = list(accumulate((size for size, _ in families), initial=0))
-        shared = [blocks for _, blocks in families]
+        shared = [tokens for _, tokens in families]
         starts = [0]
         for table in tables:
             starts.append(starts[-1] + len(table))

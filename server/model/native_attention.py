@@ -64,22 +64,22 @@ def _read_blocks(span: SegmentSpan, block_tokens: int) -> Sequence[int]:
 def families_of(spans: Sequence[SegmentSpan], kv: PagedKV, threads: int) -> Iterator[tuple[list[SegmentSpan], int]]:
     """Short segments that begin with the same tokens, and with how many: forks of one prompt, or of one remembered.
 
-    Tokens in blocks that every query of the family sees whole count as shared, and those before the end of what all
-    have borrowed of one block. A family is one thread's work, so there are enough of them for all threads, if need be
-    of one segment each.
+    Only blocks that every query of the family sees whole count as shared; those that borrow from one block share all
+    that lies before the end of that. A family is one thread's work, so there are enough of them for all threads, if
+    need be of one segment each.
     """
-    alike: dict[tuple[int, Borrowed | None], list[SegmentSpan]] = {}
+    alike: dict[int | Borrowed, list[SegmentSpan]] = {}
     for span in spans:
         if span.num_queries <= _FORK_QUERIES:
-            alike.setdefault((span.blocks[0], span.borrowed), []).append(span)
+            alike.setdefault(span.borrowed or span.blocks[0], []).append(span)
         else:
-            yield [span], _num_borrowed(span.borrowed)
-    for (_, borrowed), together in alike.items():
+            yield [span], 0 if span.borrowed is None else span.borrowed.end
+    for beginning, together in alike.items():
         size = max(1, min(_FAMILY, len(together) * kv.num_kv_heads // (2 * threads)))
         for first in range(0, len(together), size):
             family = together[first : first + size]
-            if borrowed is not None:
-                yield family, borrowed.end
+            if isinstance(beginning, Borrowed):
+                yield family, beginning.end
                 continue
             tables = [tuple(span.blocks[: span.position // kv.block_tokens]) for span in family]
             num_common = _num_common(tables)
@@ -87,10 +87,6 @@ def families_of(spans: Sequence[SegmentSpan], kv: PagedKV, threads: int) -> Iter
                 yield family, num_common * kv.block_tokens
             else:
                 yield from (([span], 0) for span in family)
-
-
-def _num_borrowed(borrowed: Borrowed | None) -> int:
-    return 0 if borrowed is None else borrowed.end
 
 
 def _num_common(tables: Sequence[tuple[int, ...]]) -> int:

@@ -111,7 +111,7 @@ class ChainPlan:
 
     @property
     def readable(self) -> tuple[ExpertVersion, ...]:
-        return self.catalog.chain_experts()
+        return self.catalog.chain_experts
 
     def branches(self, shortlist: Shortlist | None) -> Branches:
         return self.router.branches(self.catalog, shortlist)
@@ -121,7 +121,7 @@ class ChainPlan:
 
 
 def _candidates(catalog: Catalog, shortlist: Shortlist | None) -> tuple[ExpertVersion, ...]:
-    return catalog.chain_experts() if shortlist is None else shortlist.experts
+    return catalog.chain_experts if shortlist is None else shortlist.experts
 
 
 async def _ask(experts: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:

@@ -129,7 +129,7 @@ class Shortlists:
         with self._building:
             if self._indexed is not None and self._indexed[0] == catalog.generation:
                 return self._indexed[1]
-            index = ShortlistIndex(catalog.chain_experts(), self._feature.name)
+            index = ShortlistIndex(catalog.chain_experts, self._feature.name)
             if self._indexed is None or self._indexed[0] < catalog.generation:
                 self._indexed = (catalog.generation, index)
             return index

@@ -31,7 +31,7 @@ class EvenRouter:
 
     @property
     def readable(self) -> tuple[ExpertVersion, ...]:
-        return self.catalog.chain_experts()
+        return self.catalog.chain_experts
 
     def branches(self, shortlist: Shortlist | None) -> Branches:  # noqa: ARG002
         return Branches(plain=5)

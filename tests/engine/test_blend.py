@@ -16,7 +16,6 @@ from server.engine.answerer import Answerer
 from server.model.base import load_base
 from server.model.chat import ChatFormat, Prompt
 from server.model.lora import layer_of
-from server.model.native import load_kernels
 from server.model.states import mean_states
 from tests.engine.conftest import Recorder, World, small_config
 from tests.support import tiny
@@ -205,11 +204,11 @@ def test_mixtures_give_back_what_they_held_when_cancelled(world: World) -> None:
 
 @pytest.mark.parametrize("with_kernels", [False, True])
 def test_bf16_blends_and_states_are_those_of_single_experts_and_of_transformers(
-    world: World, tmp_path: Path, with_kernels: bool
+    world: World, tmp_path: Path, with_kernels: bool, request: pytest.FixtureRequest
 ) -> None:
     base = load_base(str(world.folder), dtype="bf16", device="cpu", cache=tmp_path)
     reference = AutoModelForCausalLM.from_pretrained(world.folder, dtype=torch.bfloat16)
-    config = replace(small_config(), kernels=load_kernels(tmp_path) if with_kernels else None)
+    config = replace(small_config(), kernels=request.getfixturevalue("kernels") if with_kernels else None)
     engine = Engine(base, world.chat, config, Recorder())
     engine.start()
     prompt = prompt_of(world, TEXTS[2])

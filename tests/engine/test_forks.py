@@ -15,7 +15,7 @@ from server.engine.scheduler import BlockCopy, Fork, Sequence, StepPlan, plan_st
 from server.model.base import load_base
 from server.model.chat import ChatFormat
 from server.model.logits import Logits
-from server.model.native import load_kernels
+from server.model.native import Kernels
 from tests.engine.conftest import Recorder, World, small_config
 
 BLOCK = 16
@@ -46,14 +46,15 @@ def run(runner: Runner, blocks: BlockPool, plan: StepPlan) -> Tensor:
 
 
 @pytest.mark.parametrize("with_kernels", [False, True])
-def test_forks_go_on_from_what_they_borrowed(world: World, tmp_path: Path, with_kernels: bool) -> None:
+def test_forks_go_on_from_what_they_borrowed(
+    world: World, tmp_path: Path, with_kernels: bool, request: pytest.FixtureRequest
+) -> None:
     """Three steps, each against the whole sequences computed anew: root mean square difference below 0.06 of the
     logits' spread, as bf16 rounds."""
     base = load_base(str(world.folder), dtype="bf16", device="cpu", cache=tmp_path)
-    kernels = load_kernels(tmp_path) if with_kernels else None
+    kernels = request.getfixturevalue("kernels") if with_kernels else None
     runner = Runner(base, kv_memory_bytes=1 << 22, block_tokens=BLOCK, num_slots=1, slot_rank=8, kernels=kernels)
-    if with_kernels and not runner.borrows:
-        pytest.skip("no kernels here, so nothing is borrowed")
+    assert runner.borrows == with_kernels
     blocks = BlockPool(num_blocks=runner.kv.num_blocks, block_tokens=BLOCK)
     reservation = blocks.try_reserve(blocks.num_blocks)
     assert reservation is not None
@@ -78,23 +79,25 @@ def test_forks_go_on_from_what_they_borrowed(world: World, tmp_path: Path, with_
 @pytest.mark.parametrize("winner", ["act4", "act16", "late8", None])
 @pytest.mark.parametrize("step_tokens", [64, 17])
 def test_only_who_answers_has_a_block_copied_and_from_one_that_is_held(
-    world: World, tmp_path: Path, winner: str | None, step_tokens: int, monkeypatch: pytest.MonkeyPatch
+    world: World,
+    tmp_path: Path,
+    winner: str | None,
+    step_tokens: int,
+    kernels: Kernels,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Beside another request, which would get any block that is given back too early."""
-    kernels = load_kernels(tmp_path)
+    """Beside another request, which would get any block that is given back too early. Copied, it needs no parent."""
     base = load_base(str(world.folder), dtype="bf16", device="cpu", cache=tmp_path, kernels=kernels)
-    config = small_config(step_tokens=step_tokens, answer_ahead=0, prefix_cache=True)
-    engine = Engine(base, ChatFormat(base.tokenizer), replace(config, kernels=kernels), Recorder())
-    if not engine._runner.borrows:
-        pytest.skip("no kernels here, so nothing is borrowed")
+    config = replace(small_config(step_tokens=step_tokens, answer_ahead=0, prefix_cache=True), kernels=kernels)
+    engine = Engine(base, ChatFormat(base.tokenizer), config, Recorder())
     copies: list[BlockCopy] = []
     run = engine._runner.run
 
     def watched(plan: StepPlan) -> Logits:
         copies.extend(plan.copies)
-        sources = [copy.source for copy in plan.copies]
-        sources += [segment.borrowed.source for segment in plan.segments if segment.borrowed is not None]
-        assert all(engine.blocks._holders[source] for source in sources), "a block is read that nobody holds"
+        for fork in (segment.sequence.fork for segment in plan.segments):
+            if fork is not None and fork.copy is not None:
+                assert fork.copy.source in fork.parent.table.blocks, "what it lacks has been given back"
         return run(plan)
 
     monkeypatch.setattr(engine._runner, "run", watched)
@@ -109,7 +112,9 @@ def test_only_who_answers_has_a_block_copied_and_from_one_that_is_held(
             expert = None if winner is None else world.experts[winner]
             session.drop([one for one in asked if one is not expert])
             tokens = session.generate(expert, Sampling(max_new_tokens=5, ignore_eos=True))
-            return len([token async for token in tokens])
+            count = len([token async for token in tokens])
+            assert winner is None or session._state.base is None
+            return count
 
     async def both() -> list[int]:
         return await asyncio.gather(chosen(), chosen())

@@ -16,7 +16,6 @@ from server.engine.runner import Runner
 from server.errors import BaseModelError
 from server.model.base import DtypeName, load_base
 from server.model.chat import ChatFormat, Prompt
-from server.model.native import load_kernels
 from tests.engine.conftest import ADAPTERS, Recorder, World, small_config
 from tests.support import tiny
 
@@ -218,15 +217,13 @@ def test_a_short_prompt_and_all_its_probes_are_one_step(world: World) -> None:
 
 @pytest.mark.parametrize(("dtype", "with_kernels"), [("bf16", False), ("bf16", True), ("int8", True)])
 def test_rounded_logits_stay_within_tolerance_of_peft(
-    world: World, tmp_path: Path, dtype: DtypeName, with_kernels: bool
+    world: World, tmp_path: Path, dtype: DtypeName, with_kernels: bool, request: pytest.FixtureRequest
 ) -> None:
     """Root mean square difference below 0.06 of the logits' spread: bf16 rounds each of the layers' sums to 8 bits.
 
     So does int8, whose base has been rounded for PEFT as well: no expert was.
     """
-    kernels = load_kernels(tmp_path) if with_kernels else None
-    if dtype == "int8" and kernels is None:
-        pytest.skip("no kernels here, so no int8")
+    kernels = request.getfixturevalue("kernels") if with_kernels else None
     base = load_base(str(world.folder), dtype=dtype, device="cpu", cache=tmp_path, kernels=kernels)
     config = replace(small_config(), kernels=kernels)
     engine = Engine(base, ChatFormat(base.tokenizer), config, Recorder())

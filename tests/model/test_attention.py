@@ -221,13 +221,16 @@ def test_forks_read_what_they_share_as_if_each_were_alone(
 
 @pytest.mark.parametrize("capacity", [4, 16, 24, 80])
 @pytest.mark.parametrize("num_forks", [1, 5, 40])
-def test_forks_read_what_they_lack_where_it_comes_from(num_forks: int, capacity: int, kernels: Kernels) -> None:
+@pytest.mark.parametrize("num_whole", [0, 5])
+def test_forks_read_what_they_lack_where_it_comes_from(
+    num_whole: int, num_forks: int, capacity: int, kernels: Kernels
+) -> None:
     """Forks of two prompts that begin alike, each of which borrows the beginning of its parent's last block: with few
     tokens of their own, or many, or some that a segment before them has computed in the same step."""
     torch.manual_seed(0)
     kv = filled_cache(capacity)
-    end, free = 5 * capacity + 3, iter(range(20, 240))
-    common, spans, first = [3, 9, 1, 14, 7], [], 0
+    common, free = [3, 9, 1, 14, 7][:num_whole], iter(range(20, 240))
+    end, spans, first = num_whole * capacity + 3, list[SegmentSpan](), 0
     for fork in range(num_forks):
         num_queries, done = (1 + fork % 4, fork % 2) if fork % 7 else (37, 0)
         own = [next(free) for _ in range(-(-(3 + done + num_queries) // capacity))]

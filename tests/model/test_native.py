@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from server.model.native import LEVELS, Kernels, applies_to, build, load_kernels
-from tests.model.conftest import built
+from tests.support.kernels import built
 
 ROWS = [1, 3, 70]
 

@@ -130,7 +130,7 @@ def test_the_chain_does_not_ask_to_whom_a_prompt_is_unfamiliar(least: float, ask
     shortlist = Shortlists(FixedFeature([1, 0, 0, 0, 0, 0])).propose(catalog, (1,), 0, guarded=True)
     assert route(catalog, {"e0": -1.0, "e1": 2.0}, shortlist) == ("e1" if "e1" in asked else None, asked)
     assert (shortlist.num_unfamiliar, shortlist.num_left_out) == (2 - len(asked), 0)
-    assert Shortlists(FixedFeature([1, 0, 0, 0, 0, 0])).propose(catalog, (1,), 0).experts == catalog.chain_experts()
+    assert Shortlists(FixedFeature([1, 0, 0, 0, 0, 0])).propose(catalog, (1,), 0).experts == catalog.chain_experts
 
 
 def test_a_catalog_is_guarded_where_one_of_its_chain_is() -> None:

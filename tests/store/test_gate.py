@@ -166,7 +166,7 @@ def test_a_gated_version_is_asked_as_its_gate_and_answers_as_itself(store: Exper
     assert gate.digest != version.digest
     assert (gate.weight_bytes, version.weight_bytes) == (len(b"gate weights"), len(b"weights"))
     assert (gate.gate, gate.asked_as) == (None, gate)
-    assert store.catalog.chain_experts() == (version,)
+    assert store.catalog.chain_experts == (version,)
 
 
 def test_one_without_a_gate_is_asked_as_itself(store: ExpertStore) -> None:

@@ -155,7 +155,7 @@ class StoreMachine(RuleBasedStateMachine):
             for name in catalog.chain
             if (name, "live") in self.aliases and self.versions[name, self.aliases[name, "live"]]
         ]
-        assert [version.ref for version in catalog.chain_experts()] == expected
+        assert [version.ref for version in catalog.chain_experts] == expected
 
     @invariant()
     def whoever_falls_back_is_live(self) -> None:

@@ -249,7 +249,7 @@ def test_the_newest_name_is_asked_first(store: ExpertStore) -> None:
     for name in ("sql", "dates", "sql"):
         publish(store, name)
     assert list(store.catalog.chain) == ["dates", "sql"]
-    assert [version.ref for version in store.catalog.chain_experts()] == ["dates@1", "sql@2"]
+    assert [version.ref for version in store.catalog.chain_experts] == ["dates@1", "sql@2"]
 
 
 def test_only_self_selecting_experts_join_the_chain(store: ExpertStore) -> None:
@@ -266,9 +266,9 @@ def test_a_name_whose_live_version_cannot_choose_keeps_its_place_unasked(store: 
     publish(store, "sql", draft=PLAIN)
     store.remove_alias("dates", "live")
     assert list(store.catalog.chain) == ["dates", "sql"]
-    assert store.catalog.chain_experts() == ()
+    assert store.catalog.chain_experts == ()
     store.set_alias("dates", "live", 1)
-    assert [version.name for version in store.catalog.chain_experts()] == ["dates"]
+    assert [version.name for version in store.catalog.chain_experts] == ["dates"]
 
 
 def test_the_order_is_set_and_survives(store: ExpertStore) -> None:
