@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Protocol
 
-from training.evaluate.adapters import GatedLora, SeeExpert, TunedLora
+from training.evaluate.adapters import GatedLora, Guarded, SeeExpert, TunedLora
 from training.evaluate.answerers import Answer, Answerer, Chain, OutsideTheServer, Picked
 from training.evaluate.asking import Questioner
 from training.evaluate.methods import METHODS, Stages
@@ -242,6 +242,6 @@ def _run(
 def _task_of_key(answerer: Answerer, workshop: Workshop) -> dict[str, str]:
     tasks = {}
     for unit in answerer.units:
-        if isinstance(unit, SeeExpert | GatedLora | TunedLora):
+        if isinstance(unit, SeeExpert | GatedLora | Guarded | TunedLora):
             tasks[workshop.key(unit)] = unit.label if isinstance(unit, TunedLora) else unit.task
     return tasks

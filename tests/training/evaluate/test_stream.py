@@ -11,9 +11,11 @@ from training.errors import InvalidData, InvalidRun
 from training.evaluate.adapters import Averaged, Ewc, SeeExpert, TunedLora
 from training.evaluate.answerers import ByTask, Chain, OneAdapter
 from training.evaluate.asking import Book
+from training.evaluate.bench import _task_of_key
 from training.evaluate.budget import BUDGETS
 from training.evaluate.methods import METHODS
 from training.evaluate.stream import GENERAL, Setting, read_settings, shorten
+from training.evaluate.units import Workshop
 
 BUDGET = replace(BUDGETS["small"], rows=20, held_out=4)
 
@@ -103,6 +105,15 @@ def test_chains_ask_the_newest_first_and_experts_know_only_earlier_tasks(data: P
     assert (newest.task, oldest.task) == ("jump", "lazy")
     assert {sample.task for sample in oldest.negatives} == {GENERAL}
     assert {sample.task for sample in newest.negatives} == {GENERAL, "lazy"}
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.routed])
+def test_whoever_may_answer_is_known_by_the_task_it_is_for(data: Path, workshop: Workshop, method: str) -> None:
+    setting = settings(data, "lazy", "jump")[0]
+    final = METHODS[method].stages(setting)[-1]
+    assert final is not None
+    tasks = list(_task_of_key(final, workshop).values())
+    assert sorted(tasks) == ["jump", "lazy"]
 
 
 def test_the_oracle_names_the_chains_own_experts(data: Path) -> None:
