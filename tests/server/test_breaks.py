@@ -84,12 +84,23 @@ def test_it_waits_for_what_follows_soon_upon_that_work(monkeypatch: pytest.Monke
 
 def test_it_waits_for_a_share_of_the_steps_time_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaks, "_PATIENCE_SECONDS", 60.0)
-    shared, may_end = Breaks(), threading.Event()
+    shared, may_end, ended = Breaks(), threading.Event(), threading.Event()
+
+    def do() -> None:
+        may_end.wait(30)
+        ended.set()
+
     with shared.step():
-        worker = begin(lambda: work(shared, lambda: may_end.wait(10)))
+        worker = begin(lambda: work(shared, do))
         until(lambda: shared.num_waiting == 1)
-    assert shared.num_working == 1, "it waited until the work had ended"
+        time.sleep(0.04)
+        stepped = time.monotonic()
+    waited = time.monotonic() - stepped
+    assert not ended.is_set(), "it waited until the work had ended"
+    assert waited >= 0.04 / 8
+    until(lambda: shared.num_working == 1)  # it may have to be woken yet
     may_end.set()
+    assert ended.wait(10)
     worker.join(10)
 
 
