@@ -112,7 +112,7 @@ class Bench:
             for number, expert in enumerate(catalog.experts.values()):
                 (version,) = expert.versions.values()
                 with torch.inference_mode():
-                    self.runner.arenas.write(self._slots_of(number), read_expert(version))
+                    self.runner.arenas.write(self._slots_of(number), read_expert(version, base.spec.linears))
 
     @property
     def _blocks(self) -> int:

@@ -101,7 +101,7 @@ class Metrics:
             "expert",
         )
         self.verdicts = self._counter(
-            "expert_verdicts", "Accepts and rejects of experts the chain asked.", "expert", "verdict"
+            "expert_verdicts", "Accepts, rejects and failures of experts the chain asked.", "expert", "verdict"
         )
         self.shortlisted = self._counter(
             "shortlist_experts", "Experts of the chain by what shortlists and guards made of them.", "outcome"
@@ -243,7 +243,7 @@ class Metrics:
         self.decisions.labels(decision.router, decision.reason, self._answered_by(decision)).inc()
         if decision.router == "chain" and decision.is_routed:
             for considered in decision.considered:
-                verdict = "accept" if considered.accepted else "reject"
+                verdict = "fail" if considered.problem else "accept" if considered.accepted else "reject"
                 self.verdicts.labels(self._label(considered.expert), verdict).inc()
             self.chain_length.observe(len(decision.considered))
         if decision.shortlist is not None:

@@ -147,7 +147,8 @@ def _considered(experts: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("asked", "score", "says")
     for asked in experts:
         score = "-" if asked["score"] is None else f"{asked['score']:.4f}"
-        _add_row(table, f"{asked['expert']}@{asked['version']}", score, "mine" if asked["accepted"] else "not mine")
+        says = asked.get("problem") or ("mine" if asked["accepted"] else "not mine")
+        _add_row(table, f"{asked['expert']}@{asked['version']}", score, says)
     return table
 
 

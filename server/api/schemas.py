@@ -248,6 +248,7 @@ class ConsideredModel(ResponseModel):
     version: int
     score: float | None
     accepted: bool
+    problem: str | None = Field(description="What kept it from being asked; null: nothing.")
 
 
 class ShortlistModel(ResponseModel):

@@ -49,7 +49,7 @@ def routing_model(decision: Decision) -> RoutingModel:
         fallback=decision.fallback,
         reason=decision.reason,
         considered=[
-            ConsideredModel(expert=c.expert, version=c.version, score=c.score, accepted=c.accepted)
+            ConsideredModel(expert=c.expert, version=c.version, score=c.score, accepted=c.accepted, problem=c.problem)
             for c in decision.considered
         ],
         catalog_generation=decision.catalog_generation,

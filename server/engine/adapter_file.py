@@ -7,7 +7,7 @@ longest when a slot is filled.
 
 import mmap
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -38,9 +38,15 @@ _TURNED_BYTES = 1 << 20  # at a time: these pages are there, and short operation
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def read_expert(expert: ExpertVersion) -> AdapterWeights:
-    """Reads an expert's files. Raises InvalidAdapter, also where they are others by now, or what the system raised."""
+def read_expert(expert: ExpertVersion, widths: Mapping[str, tuple[int, int]]) -> AdapterWeights:
+    """Reads an expert's files, for a base whose linears have these (input, output) widths.
+
+    They were checked when the expert was registered, but may have been changed since, and whoever writes slots trusts
+    the shapes. Raises InvalidAdapter where they do not fit, or what the system raised.
+    """
     weights = read_adapter_file(expert.folder)
+    if not all(linear.fits(widths) for linear in weights.layout.linears):
+        raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: its tensors do not fit this base, so it was changed")
     found, recorded = (len(weights.memory), weights.layout.rank), (expert.weight_bytes, expert.rank)
     if found != recorded:
         raise InvalidAdapter(

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import torch
 
 from expert_store import ExpertVersion, StoreError
 from server.background import BREAKS
+from server.engine.adapter_file import read_expert
 from server.engine.expert_pool import Access, ExpertPool
 from server.engine.host_cache import HostCache
 from server.engine.job_maker import JobMaker
@@ -93,7 +95,11 @@ class Engine:
         self._prefix = PrefixCache(self.blocks, enabled=config.prefix_cache)
         self.pool = ExpertPool(
             self._runner.arenas,
-            host=HostCache(config.expert_memory_bytes, on_ready=self._look_again),
+            host=HostCache(
+                config.expert_memory_bytes,
+                on_ready=self._look_again,
+                read=partial(read_expert, widths=base.spec.linears),
+            ),
             num_slots=config.num_slots,
             slot_rank=config.slot_rank,
             on_event=observer.on_pool_event,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from expert_store import CorruptStore, ExpertVersion, StoreError
 from server.background import begin_in_background
-from server.engine.adapter_file import read_expert
 from server.engine.types import LoadSource
 from server.errors import ExpertTooLarge
 from server.model.adapter_weights import AdapterWeights
@@ -46,7 +45,7 @@ class HostCache:
         budget_bytes: int,
         *,
         on_ready: Callable[[], None],
-        read: Callable[[ExpertVersion], AdapterWeights] = read_expert,
+        read: Callable[[ExpertVersion], AdapterWeights],
     ) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
@@ -93,7 +92,8 @@ class HostCache:
             if expert.is_candidate and isinstance(error, StoreError | OSError):
                 raise error
             place = Path(*expert.folder.parts[-3:])
-            said = f"{expert.ref} cannot be read any more: {error}: see `relay experts verify`"
+            cause = (isinstance(error, OSError) and error.strerror) or error  # without the path on this machine
+            said = f"{expert.ref} cannot be read any more: {cause}: see `relay experts verify`"
             raise CorruptStore(place, said) from error
         return True
 

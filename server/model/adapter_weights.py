@@ -55,6 +55,12 @@ class AdaptedLinear(NamedTuple):
     b: Matrix
     scaling: float
 
+    def fits(self, widths: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether it belongs to a model whose linears have these (input, output) widths."""
+        num_in, num_out = widths.get(self.path, (0, 0))
+        rank = self.b.shape[0]
+        return (self.a.shape, self.b.shape) == ((rank, num_in), (rank, num_out))
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:

@@ -113,16 +113,19 @@ def sample_row(logits_V: Tensor, row: SampleRow) -> int:
 
 
 def penalise(logits_V: Tensor, row: SampleRow) -> Tensor:
-    """Repetition penalty over prompt and answer (Keskar et al. 2019, CTRL); presence penalty over the answer."""
-    if row.forbidden:
-        logits_V[list(row.forbidden)] = -torch.inf
+    """Repetition penalty over prompt and answer (Keskar et al. 2019, CTRL); presence penalty over the answer.
+
+    Finite logits stay finite, whatever the penalties, but for those of forbidden tokens.
+    """
     if row.sampling.repetition_penalty != 1:
         seen = torch.tensor(sorted({*row.prompt_tokens, *row.new_tokens}), device=logits_V.device)
         values = logits_V[seen]
         factor = row.sampling.repetition_penalty
-        logits_V[seen] = torch.where(values > 0, values / factor, values * factor).clamp(max=_LARGEST)
+        logits_V[seen] = torch.where(values > 0, values / factor, values * factor).clamp(-_LARGEST, _LARGEST)
     if row.sampling.presence_penalty != 0 and row.new_tokens:
         logits_V[sorted(set(row.new_tokens))] -= row.sampling.presence_penalty
+    if row.forbidden:  # last, as infinity times a penalty that is 0 in fp32 is no number
+        logits_V[list(row.forbidden)] = -torch.inf
     return logits_V
 
 

@@ -20,7 +20,11 @@ class Prober(Protocol):
     """Asks experts about one prompt and holds what they computed until it is dropped."""
 
     async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:
-        """Indicator logits of each, asked together in one batch."""
+        """Indicator logits of each, asked together in one batch.
+
+        Raises StoreError where an expert's files cannot be read, RequestTooLarge or ExpertTooLarge where there can
+        never be room for them; then none of them holds anything.
+        """
         ...
 
     def drop(self, experts: Sequence[ExpertVersion]) -> None:
@@ -46,12 +50,13 @@ class RoutingSession(Prober, Protocol):
 
 @dataclass(frozen=True)
 class Considered:
-    """One expert's answer to "is this yours?"."""
+    """One expert's answer to "is this yours?", or the `problem` that kept it from being asked."""
 
     expert: str
     version: int
     score: float
     accepted: bool
+    problem: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,29 +4,37 @@ The answer is always that of the plain chain: the first expert, in chain order, 
 little work, experts are asked a window at a time; within it the activated ones go first, all together, since they
 share the prompt's keys and values, and then only those plain ones that stand before the first that accepted. A plain
 expert with a gate is asked through that, as an activated one.
+
+An expert that cannot be asked (its files are damaged, say) accepts nothing and keeps nobody else from being asked.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from expert_store import Catalog, ExpertVersion
+import structlog
+
+from expert_store import Catalog, ExpertVersion, StoreError
 from server.engine.types import Branches, IndicatorLogits
+from server.errors import ExpertTooLarge, RequestTooLarge
 from server.model.chat import Prompt
 from server.routing.base import Considered, Decision, Prober, RouterStatus, Shortlist
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """An asked expert, its score and whether that reaches its threshold."""
+    """An asked expert, its score and whether that reaches its threshold; a `problem` if it could not be asked."""
 
     expert: ExpertVersion
     score: float
     accepted: bool
+    problem: str | None = None
 
     @property
     def considered(self) -> Considered:
-        return Considered(self.expert.name, self.expert.version, self.score, self.accepted)
+        return Considered(self.expert.name, self.expert.version, self.score, self.accepted, self.problem)
 
 
 def score(logits: IndicatorLogits) -> float:
@@ -125,9 +133,17 @@ def _candidates(catalog: Catalog, shortlist: Shortlist | None) -> tuple[ExpertVe
 
 
 async def _ask(experts: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:
+    """Verdicts of all, asked together; where that fails, one by one, so that it is known who is the cause."""
     if not experts:
         return []
-    scores = [score(logits) for logits in await prober.score([expert.asked_as for expert in experts])]
+    try:
+        answers = await prober.score([expert.asked_as for expert in experts])
+    except (StoreError, RequestTooLarge, ExpertTooLarge) as error:
+        if len(experts) == 1:
+            log.warning("expert_cannot_be_asked", expert=experts[0].ref, problem=error.message)
+            return [Verdict(experts[0], math.nan, False, error.message)]
+        return [verdict for expert in experts for verdict in await _ask([expert], prober)]
+    scores = [score(logits) for logits in answers]
     verdicts = [
         Verdict(expert, value, value >= expert.manifest.threshold)
         for expert, value in zip(experts, scores, strict=True)

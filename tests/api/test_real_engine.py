@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ class RealApp(App):
         return str(reply.json()["text"])
 
 
-@pytest.fixture
-async def real(base_folder: Path, tmp_path: Path) -> AsyncIterator[RealApp]:
+@asynccontextmanager
+async def running(base_folder: Path, tmp_path: Path, **more: Any) -> AsyncIterator[RealApp]:
+    """A server on the store of `tmp_path`, which may hold experts of an earlier one."""
     settings = Settings(
         base=str(base_folder),
         dtype="fp32",
@@ -47,6 +49,7 @@ async def real(base_folder: Path, tmp_path: Path) -> AsyncIterator[RealApp]:
         no_demo=True,
         kv_memory=1 << 24,
         step_tokens=64,
+        **more,
     )
     world = RealApp(FastAPI(), settings)
 
@@ -60,6 +63,12 @@ async def real(base_folder: Path, tmp_path: Path) -> AsyncIterator[RealApp]:
     world.real.check_integrity()
 
 
+@pytest.fixture
+async def real(base_folder: Path, tmp_path: Path) -> AsyncIterator[RealApp]:
+    async with running(base_folder, tmp_path) as world:
+        yield world
+
+
 async def test_a_registered_expert_answers_unlike_the_base_and_always_the_same(
     real: RealApp, alora: Path, lora: Path
 ) -> None:
@@ -70,6 +79,49 @@ async def test_a_registered_expert_answers_unlike_the_base_and_always_the_same(
         text = await real.text("hello", expert=name)
         assert text != base
         assert await real.text("hello", expert=name) == text
+
+
+async def test_an_expert_whose_files_are_gone_fails_who_names_it_and_no_routed_request(
+    base_folder: Path, tmp_path: Path, alora: Path, lora: Path
+) -> None:
+    async with running(base_folder, tmp_path) as world:
+        await world.register(lora, "plain", threshold="0.001")
+        await world.register(alora, "kept", threshold="0.001")
+        expected = await world.text("hello")
+        await world.register(alora, "lost", threshold="0.001")
+        for file in (tmp_path / "store").rglob("lost/**/adapter_model.safetensors"):
+            file.unlink()
+    async with running(base_folder, tmp_path) as world:
+        reply = (await world.ask("POST", "/generate", {"prompt": "hello", "max_new_tokens": 12})).json()
+        assert reply["routing"]["expert"] == "kept"
+        lost, kept = reply["routing"]["considered"]
+        assert (lost["expert"], lost["score"], lost["accepted"]) == ("lost", None, False)
+        assert "lost@1 cannot be read any more" in lost["problem"]
+        assert str(tmp_path) not in lost["problem"]
+        assert (kept["expert"], kept["accepted"], kept["problem"]) == ("kept", True, None)
+        assert await world.text("hello") == expected
+        assert await world.metric('lora_relay_expert_verdicts_total{expert="lost",verdict="fail"}') == 2
+        named = await world.ask("POST", "/generate", {"prompt": "hello", "expert": "lost"})
+        assert (named.status, named.json()["error"]["code"]) == (500, "corrupt_store")
+
+
+async def test_a_window_that_needs_more_slots_than_there_are_is_asked_one_by_one(
+    base_folder: Path, tmp_path: Path, chat: ChatFormat
+) -> None:
+    invocation = chat.generation_prompt
+    async with running(base_folder, tmp_path) as world:
+        for seed, name in enumerate(["a", "b", "c"]):
+            adapter = tiny.write_adapter(
+                tmp_path / name, base_folder, kind="alora", rank=16, invocation=invocation, seed=seed
+            )
+            await world.register(adapter, name, threshold="0.9999999")
+        whole = (await world.ask("POST", "/route", {"prompt": "hello"})).json()["routing"]
+    async with running(base_folder, tmp_path, max_rank=8, expert_slots=4, chain_window=4) as world:
+        single = (await world.ask("POST", "/route", {"prompt": "hello"})).json()["routing"]
+    assert [c["problem"] for c in single["considered"]] == [None, None, None]
+    assert [c["score"] for c in single["considered"]] == pytest.approx(
+        [c["score"] for c in whole["considered"]], rel=1e-4
+    )
 
 
 async def test_the_stream_gives_the_same_text(real: RealApp, alora: Path) -> None:

@@ -1,15 +1,17 @@
 """An adapter's file in memory: the numbers PEFT would use, in the file's own format, whatever becomes of the file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from expert_store import CONFIG_FILE, WEIGHTS_FILE, InvalidAdapter
+from expert_store import CONFIG_FILE, WEIGHTS_FILE, ExpertStore, InvalidAdapter
 from server.engine import adapter_file
-from server.engine.adapter_file import read_adapter_file
+from server.engine.adapter_file import read_adapter_file, read_expert
+from server.model.base import load_base
 from tests.support import tiny
 
 MODULE = "model.layers.1.self_attn.v_proj"
@@ -79,6 +81,34 @@ def test_a_cut_file_is_refused(base_folder: Path, tmp_path: Path) -> None:
     (folder / WEIGHTS_FILE).write_bytes(whole[:-10])
     with pytest.raises(InvalidAdapter, match="cut"):
         read_adapter_file(folder)
+
+
+@pytest.mark.parametrize("change", ["module", "rank of a", "width of a"])
+def test_tensors_that_were_changed_to_others_of_the_same_size_are_refused(
+    base_folder: Path, tmp_path: Path, change: str
+) -> None:
+    """Whoever fills slots goes by these shapes, past the end of what is there if they are wrong."""
+    folder = adapter(base_folder, tmp_path / "a", torch.bfloat16, rank=4, targets=["v_proj"])
+    base = load_base(str(base_folder), dtype="fp32", device="cpu", cache=tmp_path / "cache")
+    version = tiny.publish(ExpertStore.open(tmp_path / "store"), base, folder, "a")
+    read_expert(version, base.spec.linears)
+    file = version.folder / WEIGHTS_FILE
+    tensors = load(file.read_bytes())
+    a = tensors.pop(f"{KEY}.lora_A.weight")
+    if change == "module":
+        b = tensors.pop(f"{KEY}.lora_B.weight")
+        other = KEY.replace("v_proj", "w_proj")
+        tensors |= {f"{other}.lora_A.weight": a, f"{other}.lora_B.weight": b}
+    else:
+        rank = 2 if change == "rank of a" else 8
+        tensors[f"{KEY}.lora_A.weight"] = a.reshape(rank, -1)
+    file.chmod(0o644)
+    save_file(tensors, file)
+    record = version.manifest.files[WEIGHTS_FILE].model_copy(update={"size_bytes": file.stat().st_size})
+    files = {**version.manifest.files, WEIGHTS_FILE: record}
+    recorded = replace(version, manifest=version.manifest.model_copy(update={"files": files}))
+    with pytest.raises(InvalidAdapter, match="do not fit this base"):
+        read_expert(recorded, base.spec.linears)
 
 
 @pytest.mark.parametrize("most", [1, 100, 1 << 20])

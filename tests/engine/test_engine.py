@@ -284,7 +284,7 @@ def test_a_candidate_is_read_by_threads_that_give_way(world: World, monkeypatch:
 
     def read(expert: ExpertVersion) -> AdapterWeights:
         readers.append(threading.current_thread().name)
-        return read_expert(expert)
+        return read_expert(expert, world.base.spec.linears)
 
     monkeypatch.setattr(host, "_read", read)
     plain, prompt = world.experts["plain8"], prompt_of(world, "hello")
@@ -412,6 +412,7 @@ def test_an_expert_that_overflows_fails_alone(world: World, tmp_path: Path) -> N
         Sampling(max_new_tokens=3, temperature=1e-30),
         Sampling(max_new_tokens=3, temperature=1e-4),
         Sampling(max_new_tokens=3, temperature=2.0, repetition_penalty=1e-30),
+        Sampling(max_new_tokens=3, temperature=2.0, repetition_penalty=1e-46, min_new_tokens=1),
         Sampling(max_new_tokens=3, temperature=2.0, top_p=1e-30, min_p=1.0, top_k=1),
     ],
 )

@@ -1,5 +1,7 @@
 """Sampling against transformers' own logits processors, and the independence of rows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -58,6 +60,21 @@ def test_presence_penalty_counts_the_answer_once_and_not_the_prompt(logits_V: to
     changed = penalise(logits_V.clone(), row(Sampling(presence_penalty=0.5), prompt=(9,), new=(3, 3, 4))) - logits_V
     assert changed[[3, 4]].tolist() == pytest.approx([-0.5, -0.5])
     assert changed.count_nonzero() == 2
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e30, 3e38])
+@pytest.mark.parametrize("penalty", [5e-324, 1e-46, 1e-45, 1e-30, 10.0])
+@pytest.mark.parametrize("temperature", [0.0, 1e-5, 2.0])
+def test_no_extreme_makes_a_row_without_a_token_or_takes_a_forbidden_one(
+    logits_V: torch.Tensor, size: float, penalty: float, temperature: float
+) -> None:
+    """All that users may send; 0 times the infinity of a forbidden token is no number, and ended the engine once."""
+    logits_V = logits_V.div(logits_V.abs().max()) * size
+    everything = tuple(range(VOCABULARY))
+    for truncated in (Sampling(), Sampling(top_k=1), Sampling(top_p=1e-30), Sampling(min_p=1.0)):
+        sampling = replace(truncated, temperature=temperature, repetition_penalty=penalty, presence_penalty=-2.0)
+        asked = row(sampling, prompt=everything, new=(1, 2), forbidden=(0, int(logits_V.argmax())))
+        assert sample_row(logits_V, asked) not in asked.forbidden
 
 
 def test_forbidden_tokens_are_never_chosen(logits_V: torch.Tensor) -> None:

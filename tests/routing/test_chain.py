@@ -2,15 +2,17 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expert_store import Catalog, Expert, ExpertVersion, Indicators
+from expert_store import Catalog, CorruptStore, Expert, ExpertVersion, Indicators
 from server.engine import Branches, IndicatorLogits
 from server.engine.prompt_states import States
+from server.errors import EngineStopped, InvocationMissing, RequestTooLarge
 from server.routing import ChainRouter, score
 from tests.support.catalogs import make_version
 
@@ -18,8 +20,10 @@ from tests.support.catalogs import make_version
 class FakeProber:
     """Answers from a table; keeps count of what is asked and held."""
 
-    def __init__(self, logits: dict[str, float]) -> None:
+    def __init__(self, logits: dict[str, float], *, lost: Collection[str] = (), room: int = 99) -> None:
         self._logits = logits
+        self._lost = lost
+        self._room = room
         self.asked: list[list[str]] = []
         self.held: set[str] = set()
         self.expected: list[str] = []
@@ -28,6 +32,10 @@ class FakeProber:
 
     async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:
         assert all((e.kind == "alora") == (experts[0].kind == "alora") for e in experts), "a batch is of one kind"
+        if len(experts) > self._room:
+            raise RequestTooLarge.slots(needed=len(experts), total=self._room)
+        if any(expert.name in self._lost for expert in experts):
+            raise CorruptStore(Path("experts"), "cannot be read any more")
         self.asked.append([expert.name for expert in experts])
         self.held |= {expert.digest for expert in experts}
         return [IndicatorLogits(accept=self._logits[expert.name], reject=0.0) for expert in experts]
@@ -94,6 +102,37 @@ def test_windows_never_change_who_answers(pool: list[tuple[str, float]], window:
     holds = decision.expert is not None and decision.expert.gate is None
     assert prober.held == ({decision.expert.digest} if holds else set()), "a gate is done once it has spoken"
     assert decision.expert is None or decision.expert is catalog.experts[decision.expert.name].live
+
+
+@settings(max_examples=200, deadline=None)
+@given(kinds_and_logits, st.sets(st.integers(0, 19)), st.integers(1, 9), st.integers(1, 9))
+def test_those_that_cannot_be_asked_accept_nothing_and_change_nothing_for_the_others(
+    pool: list[tuple[str, float]], lost: set[int], window: int, room: int
+) -> None:
+    catalog = catalog_of([kind for kind, _ in pool])
+    logits = {f"e{i}": logit for i, (_, logit) in enumerate(pool)}
+    names = {f"e{i}" for i in lost}
+    prober = FakeProber(logits, lost=names, room=room)
+    decision = asyncio.run(ChainRouter(window=window).route(catalog, prober))
+
+    first = next((n for n in catalog.chain if n not in names and score(IndicatorLogits(logits[n], 0.0)) >= 0.5), None)
+    assert (decision.expert.name if decision.expert else None) == first
+    assert decision.fallback == (first is None)
+    assert [(c.expert in names) == (c.problem is not None) for c in decision.considered].count(False) == 0
+    before = catalog.chain[: catalog.chain.index(first)] if first else catalog.chain
+    assert set(before) <= {c.expert for c in decision.considered}
+    holds = decision.expert is not None and decision.expert.gate is None
+    assert prober.held == ({decision.expert.digest} if decision.expert and holds else set())
+
+
+@pytest.mark.parametrize("error", [EngineStopped("it has stopped"), InvocationMissing("e0@1")])
+def test_what_is_no_fault_of_one_expert_ends_the_request(error: Exception) -> None:
+    class Failing(FakeProber):
+        async def score(self, experts: Sequence[ExpertVersion]) -> list[IndicatorLogits]:  # noqa: ARG002
+            raise error
+
+    with pytest.raises(type(error)):
+        asyncio.run(ChainRouter().route(catalog_of(["alora", "alora"]), Failing({})))
 
 
 def test_plain_experts_behind_an_accepting_activated_one_are_never_asked() -> None:
