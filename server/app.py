@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from expert_store import BaseSpec, Catalog, ExpertStore, StoreError
 from server.admission import Activity, Admission
-from server.api import completions, experts, generate, models, ops, routers
+from server.api import chat_completions, completions, experts, generate, models, ops, routers
 from server.api.body import BodyLimit
 from server.api.errors import install_error_handlers
 from server.api.openapi import install_openapi
@@ -94,8 +94,8 @@ def build_app(settings: Settings, *, make_engine: EngineFactory = Engine) -> Fas
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
-    for routes in (generate.router, completions.router, models.router, experts.router, routers.router, ops.router):
-        app.include_router(routes)
+    for module in (generate, completions, chat_completions, models, experts, routers, ops):
+        app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)
     return app

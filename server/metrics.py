@@ -23,7 +23,7 @@ BASE = "(base)"
 MIXTURE = "(mixture)"
 OTHER = "(other)"
 
-Endpoint = Literal["generate", "route", "completions"]
+Endpoint = Literal["generate", "route", "completions", "chat_completions"]
 Outcome = Literal["stop", "length", "refused", "routed", "invalid", "busy", "error", "disconnected"]
 RegistrationOutcome = Literal["registered", "refused", "busy", "error"]
 

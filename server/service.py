@@ -22,7 +22,7 @@ from server.engine.answerer import Answerer
 from server.engine.types import Branches, Token
 from server.errors import InvalidRequest, RequestTooLarge
 from server.metrics import Endpoint, Metrics
-from server.model.chat import IndicatorTokens, Message, Prompt
+from server.model.chat import MAX_INDICATOR_TOKENS, IndicatorTokens, Message, Prompt
 from server.model.sampling import Sampling
 from server.pins import Pins
 from server.routing.base import (
@@ -61,6 +61,9 @@ class EngineSession(RoutingSession, Measured, Protocol):
 
 class RequestEngine(Protocol):
     """The seam to the engine; `server.engine.Engine` in production."""
+
+    @property
+    def max_context(self) -> int: ...
 
     async def open(self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None) -> EngineSession: ...
 
@@ -109,13 +112,29 @@ class Query:
     fallback: Fallback = "expert"
     gradient_base_weight: float | None = None
 
+    def new_tokens(self, prompt_tokens: int, max_context: int) -> int:  # noqa: ARG002 - as generations have it
+        """For how many there is to be room behind the prompt: a dry run generates none."""
+        return 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationQuery(Query):
-    """How the answer is generated, and where it ends."""
+    """How the answer is generated, and where it ends.
+
+    With `as_fits` nobody asked for `sampling.max_new_tokens` by number: they are lowered to what the context leaves.
+    """
 
     sampling: Sampling
     stops: tuple[str, ...]
+    as_fits: bool = False
+
+    def new_tokens(self, prompt_tokens: int, max_context: int) -> int:
+        """The most there may be. At least one, so that a prompt that leaves no room is refused."""
+        wanted = self.sampling.max_new_tokens
+        if not self.as_fits:
+            return wanted
+        left = max_context - prompt_tokens - MAX_INDICATOR_TOKENS  # which an expert may put before its answer
+        return max(1, self.sampling.min_new_tokens, min(wanted, left))
 
 
 @dataclass(frozen=True)
@@ -183,7 +202,7 @@ class Service:
     async def generate(self, query: GenerationQuery, listener: Listener, *, endpoint: Endpoint = "generate") -> Answer:
         """The whole answer; `listener` hears of the decision first and of the text piece by piece."""
         with Trace(endpoint, self._metrics) as trace:
-            async with self._routed(query, trace, query.sampling.max_new_tokens) as (session, decision):
+            async with self._routed(query, trace) as (session, decision):
                 await listener.on_decision(trace.request_id, decision)
                 if decision.fallback and query.fallback == "refuse":
                     trace.refused = True
@@ -196,7 +215,7 @@ class Service:
     async def route(self, query: Query) -> RouteAnswer:
         """The decision alone."""
         with Trace("route", self._metrics) as trace:
-            async with self._routed(query, trace, max_new_tokens=0) as (_, decision):
+            async with self._routed(query, trace) as (_, decision):
                 trace.outcome = "routed"
             return RouteAnswer(trace.request_id, decision, trace.usage(), trace.timings())
 
@@ -206,9 +225,7 @@ class Service:
         return [router.status(catalog) for router in self._routers.values()], catalog.generation
 
     @asynccontextmanager
-    async def _routed(
-        self, query: Query, trace: Trace, max_new_tokens: int
-    ) -> AsyncIterator[tuple[EngineSession, Decision]]:
+    async def _routed(self, query: Query, trace: Trace) -> AsyncIterator[tuple[EngineSession, Decision]]:
         """A session for which it is settled who answers, on one catalog snapshot from beginning to end."""
         with self._admission.permit():
             case = self._case(query)
@@ -217,7 +234,8 @@ class Service:
                 trace.prompt_tokens = len(prompt.tokens)
                 case = await self._shortlisted(case, query, prompt)
                 with self._activity.waiting.join(case.named.name if case.named else None):
-                    case, opened = await self._open(case, prompt, max_new_tokens)
+                    new_tokens = query.new_tokens(len(prompt.tokens), self._engine.max_context)
+                    case, opened = await self._open(case, prompt, new_tokens)
                 async with opened as session:
                     trace.on_session(session)
                     with self._activity.running.join() as seat:
@@ -303,9 +321,11 @@ class Service:
             stops=query.stops,
             strip_leading_space=any(expert.answers_after_accept for expert in decision.experts),
         )
+        max_new_tokens = query.new_tokens(trace.prompt_tokens, self._engine.max_context)
+        sampling = replace(query.sampling, max_new_tokens=max_new_tokens)
         pieces: list[str] = []
         reason: FinishReason = "stop"
-        async for token in session.generate(decision.answerer, query.sampling):
+        async for token in session.generate(decision.answerer, sampling):
             trace.on_token()
             # An end-of-text token is delivered like any other, but it is no text.
             piece = stream.push(token.token) if token.finish_reason != "stop" else ""

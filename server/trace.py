@@ -20,8 +20,13 @@ from server.routing.base import Decision
 
 log = structlog.get_logger()
 
-# "cmpl" is OpenAI's, and clients have come to look for it.
-_ID_PREFIXES: Mapping[Endpoint, str] = {"generate": "generate", "route": "route", "completions": "cmpl"}
+# The last two are OpenAI's, and clients have come to look for them.
+_ID_PREFIXES: Mapping[Endpoint, str] = {
+    "generate": "generate",
+    "route": "route",
+    "completions": "cmpl",
+    "chat_completions": "chatcmpl",
+}
 _CLIENT_MISTAKES = (InvalidRequest, RouterNotReady, UnknownExpert, UnknownVersion, UnknownAlias)
 
 

@@ -121,6 +121,7 @@ def _generation_query(body: GenerateRequest, serving: Serving) -> GenerationQuer
         gradient_base_weight=body.gradient_base_weight,
         sampling=_sampling(body, serving),
         stops=tuple(body.stop),
+        as_fits=body.max_new_tokens is None,
         fallback=body.fallback,
     )
 

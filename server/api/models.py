@@ -1,10 +1,12 @@
 """`GET /v1/models`, all or one, and what a `model` of OpenAI's API means here. Knows no engine.
 
-The base has its own name, every expert is a model on it, and `relay/chain` lets the chain choose. The slash keeps that
-name apart from those of experts.
+The base has its own name, every expert is a model on it, and `relay/chain`, `relay/gradient` and `relay/learned` let
+that router choose. The slash keeps those names apart from those of experts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from fastapi import APIRouter
 
@@ -12,11 +14,11 @@ from expert_store import Catalog, ExpertVersion, StoreError
 from server.api.openai_schemas import ModelCard, ModelList
 from server.api.openapi import errors
 from server.api.serving import Ready, Serving
-from server.routing.base import RouterName
+from server.routing.base import RouterName, ScoringRouter
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
-CHAIN_ID = "relay/chain"
+ROUTERS: Mapping[str, ScoringRouter] = {f"relay/{router}": router for router in get_args(ScoringRouter)}
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ def answerer(model: str, *, base_id: str) -> Answerer:
     """Whether an expert of that name exists is not decided here."""
     if model == base_id:
         return Answerer(expert=None, router="none")
-    if model == CHAIN_ID:
-        return Answerer(expert=None, router="chain")
+    if model in ROUTERS:
+        return Answerer(expert=None, router=ROUTERS[model])
     return Answerer(expert=model, router="none")
 
 
 @router.get("/models", responses=errors(503))
 async def list_models(serving: Ready) -> ModelList:
-    """The base, the chain, and every expert that answers to its bare name."""
+    """The base, the routers that are ready, and every expert that answers to its bare name."""
     return ModelList(data=_cards(serving, serving.registry.catalog))
 
 
@@ -65,9 +67,10 @@ def _cards(serving: Serving, catalog: Catalog) -> list[ModelCard]:
 
 def _own_cards(serving: Serving) -> list[ModelCard]:
     base, started = serving.base_id, int(serving.started_at.timestamp())
+    statuses, _ = serving.service.router_statuses()
     return [
         ModelCard(id=base, created=started, parent=None),
-        ModelCard(id=CHAIN_ID, created=started, parent=base),
+        *(ModelCard(id=f"relay/{status.router}", created=started, parent=base) for status in statuses if status.ready),
     ]
 
 

@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.api.openai_schemas import CompletionRequest
+from server.api.openai_schemas import ChatCompletionRequest, CompletionRequest
 from server.api.schemas import (
     AliasRequest,
     ChainRequest,
@@ -22,6 +22,7 @@ _REF = "#/components/schemas/{model}"
 _REQUEST_MODELS = (
     AliasRequest,
     ChainRequest,
+    ChatCompletionRequest,
     CompletionRequest,
     FallbackRequest,
     GenerateRequest,

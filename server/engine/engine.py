@@ -80,7 +80,7 @@ class Engine:
     def __init__(self, base: Base, chat: ChatFormat, config: EngineConfig, observer: EngineObserver) -> None:
         self._config = config
         self._observer = observer
-        self._max_context = base.max_context
+        self.max_context = base.max_context
         self.num_tokens = base.num_tokens
         self._runner = Runner(
             base,
@@ -139,10 +139,8 @@ class Engine:
         Raises InvalidRequest, PromptTooLong, RequestTooLarge or EngineStopped.
         """
         self._check_tokens(prompt)
-        if len(prompt.tokens) + max_new_tokens > self._max_context:
-            raise PromptTooLong(
-                prompt_tokens=len(prompt.tokens), max_new_tokens=max_new_tokens, limit=self._max_context
-            )
+        if len(prompt.tokens) + max_new_tokens > self.max_context:
+            raise PromptTooLong(prompt_tokens=len(prompt.tokens), max_new_tokens=max_new_tokens, limit=self.max_context)
         state = SessionState(
             prompt=prompt,
             num_blocks=self._blocks_needed(prompt, max_new_tokens, branches or Branches()),

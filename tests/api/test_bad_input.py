@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.api.openai_schemas import CompletionRequest
+from server.api.openai_schemas import ChatCompletionRequest, CompletionRequest
 from server.api.schemas import GenerateRequest
 from tests.api.conftest import App, Start, running_app
 
@@ -93,7 +93,7 @@ async def test_numbers_that_are_none_are_refused(world: App, field: str, number:
     [b"", b"{", b"nonsense", b"\xff\xfe", b"[" * 100_000, b'{"prompt": "\\ud800"}', b'{"seed": ' + b"1" * 9000 + b"}"],
 )
 async def test_what_is_no_json_is_refused(world: App, body: bytes) -> None:
-    for path in ("/generate", "/route", "/v1/completions"):
+    for path in ("/generate", "/route", "/v1/completions", "/v1/chat/completions"):
         reply = await world.ask("POST", path, chunks=[body], headers=JSON)
         assert (reply.status, reply.json()["error"]["code"]) == (400, "invalid_json")
 
@@ -164,7 +164,15 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 FIELDS = st.sampled_from(
-    [*GenerateRequest.model_fields, *CompletionRequest.model_fields, "order", "version", "generation", "x"]
+    [
+        *GenerateRequest.model_fields,
+        *CompletionRequest.model_fields,
+        *ChatCompletionRequest.model_fields,
+        "order",
+        "version",
+        "generation",
+        "x",
+    ]
 )
 BODIES = st.dictionaries(FIELDS, VALUES, max_size=4) | VALUES
 PATHS = st.sampled_from(
@@ -172,6 +180,7 @@ PATHS = st.sampled_from(
         ("POST", "/generate"),
         ("POST", "/route"),
         ("POST", "/v1/completions"),
+        ("POST", "/v1/chat/completions"),
         ("POST", "/experts"),
         ("PUT", "/chain"),
         ("PUT", "/experts/sql/aliases/live"),

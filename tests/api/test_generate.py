@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from expert_store import ExpertStore
+from server.model.chat import MAX_INDICATOR_TOKENS
 from tests.api.conftest import App, Start
 from tests.support import asgi
 
@@ -217,3 +218,17 @@ async def gone(store: ExpertStore, exists: Callable[[], bool]) -> None:
 def test_the_driver_reads_events() -> None:
     reply = asgi.Reply(body=b'event: token\ndata: {"text": "a"}\n\n')
     assert reply.events() == [("token", {"text": "a"})]
+
+
+async def test_without_a_limit_there_are_as_many_new_tokens_as_fit(world: App) -> None:
+    assert (await world.ask("POST", "/generate", {"prompt": "hi"})).status == 200
+    assert world.engine.samplings[-1].max_new_tokens == 128
+    context = world.engine.max_context
+    long = {"prompt": "a " * (context // 2 - 40)}
+    assert (await world.ask("POST", "/generate", long)).status == 200
+    room = context - len(world.engine.sessions[-1].prompt.tokens)
+    assert world.engine.samplings[-1].max_new_tokens == room - MAX_INDICATOR_TOKENS < 128
+    asked = await world.ask("POST", "/generate", {**long, "max_new_tokens": 128})
+    assert (asked.status, asked.json()["error"]["code"]) == (422, "context_length_exceeded")
+    full = await world.ask("POST", "/generate", {"prompt": "a " * context})
+    assert (full.status, full.json()["error"]["code"]) == (422, "context_length_exceeded")

@@ -49,6 +49,10 @@ class FakeEngine:
         self.most_branches: int | None = None
 
     @property
+    def max_context(self) -> int:
+        return self.base.max_context
+
+    @property
     def num_open(self) -> int:
         return sum(not session.closed for session in self.sessions)
 
