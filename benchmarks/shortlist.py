@@ -36,7 +36,7 @@ from server.model.base import load_base
 from server.model.chat import ChatFormat
 from server.model.feature import FEATURE, PromptFeature
 from server.routing import ShortlistIndex, Shortlists
-from training.cli import default_cache
+from training.commands import default_cache
 from training.data import read_rows
 from training.demo import general
 from training.demo.general_held_out import HELD_OUT

@@ -25,7 +25,7 @@ from server.api.serving import Serving
 from server.centroids import Centroids
 from server.demo import seed_demo
 from server.engine import Engine, EngineConfig, EngineObserver
-from server.errors import ForeignStore, RelayError, SettingsError
+from server.errors import ForeignStore, RelayError
 from server.made_centroids import MadeCentroids
 from server.metrics import Metrics
 from server.model.base import Base, choose_device, load_base, public_name
@@ -39,7 +39,7 @@ from server.registry import EffectEngine, Registry, discard_in_background
 from server.router_registry import RouterRegistry
 from server.routing import ChainRouter, GradientRouter, LearnedRouter, Router, ScoringRouter, Shortlists
 from server.service import RequestEngine, Service
-from server.settings import Settings
+from server.settings import Settings, read_chat_template
 
 log = structlog.get_logger()
 
@@ -123,7 +123,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     """Everything from settings to a pool of experts, told in a few log lines."""
     base, kernels = await asyncio.to_thread(_load_base, settings)
     store = await asyncio.to_thread(_open_store, settings, base.spec)
-    chat = ChatFormat(base.tokenizer, template=_chat_template(settings), num_tokens=base.num_tokens)
+    chat = ChatFormat(base.tokenizer, template=read_chat_template(settings), num_tokens=base.num_tokens)
     feature = PromptFeature(base, chat)
     metrics = _metrics(settings, base, store)
     gradients = GradientWorker(base, chat)
@@ -208,15 +208,6 @@ def check_store_fits(catalog: Catalog, spec: BaseSpec) -> None:
             trained_on = version.manifest.base_fingerprint
             if trained_on != spec.fingerprint:
                 raise ForeignStore(version.ref, trained_on=trained_on, runs=spec.fingerprint)
-
-
-def _chat_template(settings: Settings) -> str | None:
-    if settings.chat_template is None:
-        return None
-    try:
-        return settings.chat_template.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--chat-template: {settings.chat_template} cannot be read: {error}") from error
 
 
 def _engine_config(settings: Settings, kernels: Kernels | None) -> EngineConfig:

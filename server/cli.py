@@ -181,7 +181,7 @@ def verify(store: Store = None) -> None:
 def train(context: typer.Context) -> None:
     """Train experts."""
     spin_briefly()
-    from training.cli import app as training
+    from training.commands import app as training
 
     training(args=context.args, prog_name="relay train")
 

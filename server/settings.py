@@ -195,6 +195,16 @@ def load_settings(flags: Mapping[str, Any], *, config: Path | None = None) -> Se
         raise SettingsError(_explain(error)) from error
 
 
+def read_chat_template(settings: Settings) -> str | None:
+    """The template's text; None: the base's own is to be used. Raises SettingsError."""
+    if settings.chat_template is None:
+        return None
+    try:
+        return settings.chat_template.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--chat-template: {settings.chat_template} cannot be read: {error}") from error
+
+
 def server_url(given: str | None) -> str:
     """Where a client command finds the server: the flag, RELAY_URL, or the default address."""
     return (given or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")

@@ -1,4 +1,4 @@
-"""What can go wrong while training, as exceptions. Knows no command line: `training.cli` prints the message."""
+"""What can go wrong while training, as exceptions. Knows no command line: `training.commands` prints the message."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tests.support.server import RelayServer
 from tests.support.tiny import write_base
-from training.cli import app
+from training.commands import app
 
 pytestmark = pytest.mark.slow
 TOPICS = ("the quick brown fox jumps {}", "What is the capital of France? {}")

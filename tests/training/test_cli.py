@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from server.model.base import load_base
+from server.model.chat import ChatFormat
 from server.settings import CONFIG_VARIABLE
 from tests.support.tiny import write_adapter, write_base
-from training.cli import app, default_cache
+from training.commands import app, default_cache
 
 
 def write_rows(path: Path, prefix: str, count: int) -> Path:
@@ -50,6 +52,35 @@ def test_bad_data_is_named_by_line_and_nothing_is_trained(folder: Path) -> None:
     assert result.exit_code == 1
     assert "line 2: id '1' is already used in line 1" in result.output
     assert not (folder / "out").exists()
+
+
+def test_base_device_and_template_are_the_servers_where_nothing_else_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, template = write_base(folder / "other"), folder / "template.jinja"
+    template.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}=>{% endif %}")
+    config = folder / "relay.toml"
+    lines = {"base": base, "device": "cpu", "cache": folder, "chat_template": template}
+    config.write_text("\n".join(f'{name} = "{value}"' for name, value in lines.items()))
+    monkeypatch.setenv(CONFIG_VARIABLE, str(config))
+    command = ["see", "--data", folder / "own.jsonl", "--negatives", folder / "a.jsonl", "--out", folder / "out"]
+    result = CliRunner().invoke(app, [str(part) for part in command])
+    assert result.exit_code == 0, result.output
+    loaded = load_base(str(base), device="cpu", cache=folder)
+    chat = ChatFormat(loaded.tokenizer, template=template.read_text())
+    written = json.loads((folder / "out" / "adapter_config.json").read_text())
+    assert written["alora_invocation_tokens"] == list(chat.generation_prompt)
+    assert chat.generation_prompt != ChatFormat(loaded.tokenizer).generation_prompt
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    assert manifest["base_fingerprint"] == loaded.spec.fingerprint
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(folder: Path) -> None:
+    (folder / "out").write_text("a file is in the way")
+    result = see(folder)
+    assert result.exit_code == 1
+    assert str(folder / "out") in result.output.replace("\n", "")
+    assert "Traceback" not in result.output
 
 
 def test_a_bad_name_is_refused_before_the_training(folder: Path) -> None:

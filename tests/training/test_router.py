@@ -20,7 +20,7 @@ from tests.engine.conftest import Recorder, small_config
 from tests.support.routed import ANSWERS, PROMPTS, Routed, make_routed, write_memory
 from tests.support.tiny import publish, write_adapter
 from training import batches
-from training.cli import app
+from training.commands import app
 from training.errors import Diverged, InvalidData, InvalidRun
 from training.gate_network import TrainedGates
 from training.router import RouterOptions, TrainedRouter, choose_experts, read_router_data, train_router

@@ -19,7 +19,7 @@ from server.model.chat import ChatFormat
 from server.model.feature import PromptFeature
 from tests.support.tiny import publish, write_adapter, write_base
 from training.averaging import Averaging, averaging_steps, freeze_down_projections
-from training.cli import app
+from training.commands import app
 from training.data import read_rows
 from training.errors import Diverged, InvalidRun
 from training.guard import fit_guard

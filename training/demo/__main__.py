@@ -17,7 +17,7 @@ from rich.console import Console
 
 from expert_store import ADAPTER_FILES, MANIFEST_FILE
 from server.model.base import BUNDLED, load_base
-from training.cli import default_cache
+from training.commands import default_cache
 from training.demo.task import Row
 from training.demo.tasks import TASKS, general_rows, rows
 from training.progress import TerminalProgress

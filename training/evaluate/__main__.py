@@ -23,7 +23,7 @@ from server.errors import RelayError
 from server.model.base import BUNDLED, choose_dtype, load_base
 from server.model.fused import fusible
 from server.model.native import load_kernels
-from training.cli import default_cache
+from training.commands import default_cache
 from training.errors import InvalidRun, TrainingError
 from training.evaluate.asking import Book, questioner
 from training.evaluate.bench import ask, lay_out, train
