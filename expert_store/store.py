@@ -158,10 +158,16 @@ class ExpertStore:
         of this process. Raises UnknownExpert, UnknownVersion, VersionInUse.
         """
         with write_lock(self._layout):
-            catalog = self._commit(read_record(self._layout).without_version(name, version))
-            if keep_files:
+            following = read_record(self._layout).without_version(name, version)
+            if keep_files:  # claimed before: it may fail behind the change
                 self._kept[kept_label(name, version)] = Claim(self._layout, kept_label(name, version))
-            else:
+            try:
+                catalog = self._commit(following)
+            except OSError:
+                if keep_files and read_record(self._layout).has(name, version):
+                    self._kept.pop(kept_label(name, version)).release()
+                raise
+            if not keep_files:
                 self._disk.remove(self._layout.version_folder(name, version))
         return catalog
 
@@ -272,16 +278,18 @@ class ExpertStore:
 
     def _withdraw(self, manifest: Manifest) -> None:
         """After a failed publication: removes its folder, unless the failure came after the commit."""
-        record = read_record(self._layout)
-        if record.has(manifest.name, manifest.version):
-            self._adopt(self._snapshot(record))
-        else:
+        if not read_record(self._layout).has(manifest.name, manifest.version):
             self._disk.remove(self._layout.version_folder(manifest.name, manifest.version))
 
     def _commit(self, record: CatalogRecord, *, added: ExpertVersion | None = None) -> Catalog:
-        """The one moment at which a change happens."""
+        """The one moment at which a change happens. Raises what the disk raised: behind the change, if it is there."""
         catalog = self._snapshot(record, added=added)
-        _write_record(self._layout, self._disk, record)
+        try:
+            _write_record(self._layout, self._disk, record)
+        except OSError:
+            if read_record(self._layout) == record:
+                self._adopt(catalog)
+            raise
         self._adopt(catalog)
         return catalog
 

@@ -37,7 +37,7 @@ from server.model.native import Kernels, load_kernels
 from server.pins import Pins
 from server.registry import EffectEngine, Registry, discard_in_background
 from server.router_registry import RouterRegistry
-from server.routing import ChainRouter, GradientRouter, LearnedRouter, Router, ScoringRouter, Shortlists
+from server.routing import ChainRouter, GradientRouter, LearnedRouter, Router, ScoringRouter, Shortlists, SlotRoom
 from server.service import RequestEngine, Service
 from server.settings import Settings, read_chat_template
 
@@ -158,7 +158,7 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     )
     engine.start()
     await _fill(registry, engine, base.spec, settings)
-    router_registry = RouterRegistry(store, base, num_slots=settings.expert_slots, slot_rank=SLOT_RANK)
+    router_registry = RouterRegistry(store, base, room=_room(settings))
     serving = _serving(settings, service, registry, router_registry, metrics, engine)
     return _Running(serving, engine, gradients, made.start(lambda: store.catalog))
 
@@ -180,8 +180,12 @@ def _routers(
             base_weight=settings.gradient_base_weight,
             made=made,
         ),
-        "learned": LearnedRouter(store, base_fingerprint=gradients.base_fingerprint),
+        "learned": LearnedRouter(store, base_fingerprint=gradients.base_fingerprint, room=_room(settings)),
     }
+
+
+def _room(settings: Settings) -> SlotRoom:
+    return SlotRoom(num_slots=settings.expert_slots, slot_rank=SLOT_RANK)
 
 
 def _load_base(settings: Settings) -> tuple[Base, Kernels | None]:

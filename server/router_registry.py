@@ -1,15 +1,16 @@
 """Publishes learned routers that were trained elsewhere, while requests run. Knows no HTTP and trains nothing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from expert_store import ROUTER_FILE, Catalog, ExpertStore, InvalidRouter, RouterDraft, RouterVersion, Staged
+from expert_store import ROUTER_FILE, ExpertStore, ExpertVersion, InvalidRouter, RouterDraft, RouterVersion, Staged
 from server.background import in_background
 from server.model.base import Base
 from server.model.gates import parse_network
 from server.registry import Check
-from server.routing.learned import WAY_OUT, misfits
+from server.routing.learned import WAY_OUT, SlotRoom, misfits
 
 log = structlog.get_logger()
 
@@ -27,12 +28,11 @@ class RouterRegistration:
 
 
 class RouterRegistry:
-    """Everything is checked before anything is published. An expert of rank r takes ceil(r / slot_rank) slots."""
+    """Everything is checked before anything is published."""
 
-    def __init__(self, store: ExpertStore, base: Base, *, num_slots: int, slot_rank: int) -> None:
+    def __init__(self, store: ExpertStore, base: Base, *, room: SlotRoom) -> None:
         self._store = store
-        self._num_slots = num_slots
-        self._slot_rank = slot_rank
+        self._room = room
         self._base_fingerprint = base.spec.fingerprint
         self._num_layers: int = base.model.config.num_hidden_layers
         self._width: int = base.model.config.hidden_size
@@ -47,23 +47,14 @@ class RouterRegistry:
         if reasons:
             field = "base_fingerprint" if draft.base_fingerprint != self._base_fingerprint else "experts"
             raise InvalidRouter(field, f"the router does not fit this pool: {'; '.join(reasons)}: {WAY_OUT}")
-        _check_kinds(draft, catalog)
-        self._check_slots(draft, catalog)
+        experts = [catalog.resolve(f"{expert.name}@{expert.version}") for expert in draft.experts]
+        _check_alike(experts)
+        if lack := self._room.lack(experts):
+            raise InvalidRouter("experts", lack)
         await in_background(lambda: self._check_weights(staged, draft))
         router = await in_background(lambda: self._store.publish_router(staged, draft))
         log.info("router_registered", version=router.version, experts=len(draft.experts), digest=router.digest)
         return RouterRegistration(router, self._passed(draft), catalog.generation)
-
-    def _check_slots(self, draft: RouterDraft, catalog: Catalog) -> None:
-        """All of its experts answer together."""
-        ranks = [catalog.resolve(f"{expert.name}@{expert.version}").rank for expert in draft.experts]
-        needed = sum(-(-rank // self._slot_rank) for rank in ranks)
-        if needed > self._num_slots:
-            raise InvalidRouter(
-                "experts",
-                f"its {len(ranks)} experts need {needed} slots together, the server has {self._num_slots}: start it "
-                "with more --expert-slots, or train the router over fewer",
-            )
 
     def _check_weights(self, staged: Staged, draft: RouterDraft) -> None:
         given, runs = (draft.num_layers, draft.width), (self._num_layers, self._width)
@@ -86,16 +77,20 @@ class RouterRegistry:
         return (
             Check("base", True, f"trained on the base this server runs, {self._base_fingerprint}"),
             Check("experts", True, f"its {len(draft.experts)} plain LoRAs are here as it was trained over them"),
-            Check("slots", True, f"its experts fit the server's {self._num_slots} slots together"),
+            Check("slots", True, f"its experts fit the server's {self._room.num_slots} slots together"),
             Check("weights", True, f"finite numbers for {self._num_layers} layers of width {self._width}"),
         )
 
 
-def _check_kinds(draft: RouterDraft, catalog: Catalog) -> None:
-    refs = [f"{expert.name}@{expert.version}" for expert in draft.experts]
-    if len({expert.name for expert in draft.experts}) < len(refs):
-        raise InvalidRouter("experts", f"experts: {', '.join(refs)}: each name may stand there once")
-    activated = [ref for ref in refs if catalog.resolve(ref).kind != "lora"]
+def _check_alike(experts: Sequence[ExpertVersion]) -> None:
+    """All have to compute the same tokens together."""
+    refs = ", ".join(expert.ref for expert in experts)
+    if len({expert.name for expert in experts}) < len(experts):
+        raise InvalidRouter("experts", f"experts: {refs}: each name may stand there once")
+    activated = [expert.ref for expert in experts if expert.kind != "lora"]
     if activated:
         reason = "wake up behind the prompt, and only plain LoRAs can be composed: train the router without them"
         raise InvalidRouter("experts", f"experts: {', '.join(activated)} {reason}")
+    if len({expert.manifest.indicators if expert.answers_after_accept else None for expert in experts}) > 1:
+        reason = "some answer behind an accept string and others do not: train the router over experts of one kind"
+        raise InvalidRouter("experts", f"experts: {refs}: {reason}")

@@ -1,5 +1,6 @@
 """The one table from exceptions to HTTP statuses, and OpenAI's shape for every error answer. Knows no routes."""
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -103,6 +104,7 @@ INVALID_BODY = ErrorKind(422, _INVALID, "invalid_field")
 UNKNOWN_FIELD = ErrorKind(422, _INVALID, "unknown_field")
 INVALID_JSON = ErrorKind(400, _INVALID, "invalid_json")
 INTERNAL = ErrorKind(500, _SERVER, "internal_error")
+STORAGE_FULL = ErrorKind(507, _SERVER, "storage_full")
 FRAMEWORK_ERRORS: Mapping[int, ErrorKind] = {
     400: ErrorKind(400, _INVALID, "malformed_body"),
     404: ErrorKind(404, _INVALID, "unknown_route"),
@@ -128,7 +130,8 @@ class ApiError:
 
 def error_codes() -> frozenset[str]:
     """Every code a client can meet."""
-    kinds = [*ERROR_TABLE.values(), *FRAMEWORK_ERRORS.values(), INVALID_BODY, UNKNOWN_FIELD, INVALID_JSON, INTERNAL]
+    others = (INVALID_BODY, UNKNOWN_FIELD, INVALID_JSON, INTERNAL, STORAGE_FULL)
+    kinds = [*ERROR_TABLE.values(), *FRAMEWORK_ERRORS.values(), *others]
     return frozenset(kind.code for kind in kinds)
 
 
@@ -141,6 +144,8 @@ def translate(error: Exception) -> ApiError:
     if isinstance(error, HTTPException):
         kind = FRAMEWORK_ERRORS.get(error.status_code) or ErrorKind(error.status_code, _INVALID, "http_error")
         return ApiError(kind, str(error.detail))
+    if _is_full_disk(error):
+        return ApiError(STORAGE_FULL, "the server's disk is full: free some space, then send this again")
     kind = next((ERROR_TABLE[cls] for cls in type(error).__mro__ if cls in ERROR_TABLE), INTERNAL)
     if isinstance(error, relay_errors.RelayError):
         return ApiError(kind, error.message, error.param, _retry_after_seconds(error))
@@ -164,12 +169,18 @@ def install_error_handlers(app: FastAPI) -> None:
             serving.metrics.on_error(api_error.kind.code)
         return error_response(api_error, headers=headers)
 
+    async def answer_full_disk(request: Request, error: Exception) -> Response:
+        if not _is_full_disk(error):
+            raise error
+        return await answer(request, error)
+
     async def answer_nobody(_: Request, __: Exception) -> Response:
         return Response(status_code=400)  # the client has gone; nobody reads this
 
     for kind in (relay_errors.RelayError, store_errors.StoreError, ValidationError, RequestValidationError):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(HTTPException, answer)
+    app.add_exception_handler(OSError, answer_full_disk)
     app.add_exception_handler(Exception, answer)
     app.add_exception_handler(ClientDisconnect, answer_nobody)
 
@@ -213,6 +224,10 @@ def _given(value: object) -> str:
         return ""
     text = repr(value)
     return f" (given: {text})" if len(text) <= _SHOWN_CHARS else ""
+
+
+def _is_full_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _retry_after_seconds(error: Exception) -> int | None:

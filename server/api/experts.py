@@ -41,7 +41,7 @@ Number = Annotated[int, Path(ge=1, le=10**9)]
 @router.post(
     "/experts",
     status_code=201,
-    responses=errors(400, 413, 415, 429, 503),
+    responses=errors(400, 413, 415, 429, 503, 507),
     openapi_extra=registration_request(),
 )
 async def register(request: Request, serving: Ready) -> RegistrationResponse:

@@ -21,7 +21,7 @@ async def list_routers(serving: Ready) -> RouterList:
 @router.post(
     "/routers/learned",
     status_code=201,
-    responses=errors(400, 413, 415, 429, 503),
+    responses=errors(400, 413, 415, 429, 503, 507),
     openapi_extra=router_request(),
 )
 async def register_router(request: Request, serving: Ready) -> RouterRegistrationResponse:

@@ -24,6 +24,7 @@ from expert_store import (
     B_END,
     KEY_START,
     WEIGHTS_FILE,
+    CorruptStore,
     ExpertVersion,
     InvalidAdapter,
     breathe,
@@ -55,6 +56,13 @@ def read_expert(expert: ExpertVersion, widths: Mapping[str, tuple[int, int]]) ->
             f"{recorded[1]}, so it was changed",
         )
     return weights
+
+
+def unreadable(expert: ExpertVersion, cause: BaseException) -> CorruptStore:
+    """What is told of a published expert whose files could not be read, in words without this machine's paths."""
+    said = (isinstance(cause, OSError) and cause.strerror) or cause
+    place = Path(*expert.folder.parts[-3:])
+    return CorruptStore(place, f"{expert.ref} cannot be read any more: {said}: see `relay experts verify`")
 
 
 def read_adapter_file(folder: Path) -> AdapterWeights:

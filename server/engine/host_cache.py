@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from expert_store import CorruptStore, ExpertVersion, StoreError
+from expert_store import ExpertVersion, StoreError
 from server.background import begin_in_background
+from server.engine.adapter_file import unreadable
 from server.engine.types import LoadSource
 from server.errors import ExpertTooLarge
 from server.model.adapter_weights import AdapterWeights
@@ -91,10 +91,7 @@ class HostCache:
             self._drop(expert.digest)
             if expert.is_candidate and isinstance(error, StoreError | OSError):
                 raise error
-            place = Path(*expert.folder.parts[-3:])
-            cause = (isinstance(error, OSError) and error.strerror) or error  # without the path on this machine
-            said = f"{expert.ref} cannot be read any more: {cause}: see `relay experts verify`"
-            raise CorruptStore(place, said) from error
+            raise unreadable(expert, error) from error
         return True
 
     def take(self, expert: ExpertVersion) -> Taken:

@@ -19,7 +19,7 @@ from server.routing.base import (
 from server.routing.chain import ChainRouter, decide, score
 from server.routing.fallback import with_fallback
 from server.routing.gradient import GradientPlan, GradientRouter, base_adapter, find_pool
-from server.routing.learned import LearnedRouter
+from server.routing.learned import LearnedRouter, SlotRoom
 from server.routing.shadow import ShadowPlans
 from server.routing.shortlist import ShortlistIndex, Shortlists
 
@@ -43,6 +43,7 @@ __all__ = [
     "Shortlist",
     "ShortlistIndex",
     "Shortlists",
+    "SlotRoom",
     "base_adapter",
     "decide",
     "find_pool",

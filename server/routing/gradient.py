@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from expert_store import BASE_ALIAS, Catalog, Centroid, ExpertVersion, Origin, Vector
+from expert_store import BASE_ALIAS, Catalog, Centroid, ExpertVersion, InvalidAdapter, Origin, Vector
+from server.engine.adapter_file import unreadable
 from server.engine.answerer import LogitMixture, Weighted
 from server.engine.types import Branches
 from server.model.chat import Prompt
@@ -237,9 +238,13 @@ class GradientPlan:
         session: RoutingSession,
         shortlist: Shortlist | None,  # noqa: ARG002
     ) -> Decision:
-        """Raises InvalidRequest where the prompt has no gradient, NonFiniteGradient."""
+        """Raises InvalidRequest where the prompt has no gradient, NonFiniteGradient; CorruptStore where the base
+        adapter cannot be read."""
         pool = self.pool.among(session.wakes)
-        feature_D = await self.source.of(pool.base, prompt, width=pool.width, seed=pool.origin.projection_seed)
+        try:
+            feature_D = await self.source.of(pool.base, prompt, width=pool.width, seed=pool.origin.projection_seed)
+        except (InvalidAdapter, OSError) as error:
+            raise unreadable(pool.base, error) from error
         return decide_mixture(
             pool,
             feature_D,

@@ -5,6 +5,7 @@ whole answer. A router was trained over exact versions of experts: if one of the
 is not ready. An expert that came later has no row in it: its gate is closed until the router is trained anew.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,12 +39,31 @@ class _Loaded:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
+class SlotRoom:
+    """Who can answer together: an expert of rank r takes ceil(r / slot_rank) of the slots."""
+
+    num_slots: int
+    slot_rank: int
+
+    def lack(self, experts: Sequence[ExpertVersion]) -> str | None:
+        """Why these never can; None: they can."""
+        needed = sum(-(-expert.rank // self.slot_rank) for expert in experts)
+        if needed <= self.num_slots:
+            return None
+        return (
+            f"its {len(experts)} experts need {needed} slots together, the server has {self.num_slots}: start it "
+            "with more --expert-slots, or train the router over fewer"
+        )
+
+
 class LearnedRouter:
     """Looks at the shelf with every request, so that a router is in use as soon as it is published."""
 
-    def __init__(self, shelf: RouterShelf, *, base_fingerprint: str) -> None:
+    def __init__(self, shelf: RouterShelf, *, base_fingerprint: str, room: SlotRoom) -> None:
         self._shelf = shelf
         self._base_fingerprint = base_fingerprint
+        self._room = room
         self._mark: tuple[int, ...] | None = None
         self._loaded = _Loaded(None, None)
 
@@ -57,16 +77,16 @@ class LearnedRouter:
         self._status(loaded, catalog).require()
         assert loaded.router is not None, "a router that is ready has been read. This is a bug."
         assert loaded.network is not None, "a router that is ready has been read. This is a bug."
-        experts = [_trained_over(expert, catalog) for expert in loaded.router.manifest.experts]
-        return LearnedPlan(tuple(e for e in experts if e is not None), loaded.network, catalog.generation)
+        return LearnedPlan(_experts_of(loaded.router.manifest, catalog), loaded.network, catalog.generation)
 
     def _status(self, loaded: _Loaded, catalog: Catalog) -> RouterStatus:
         if loaded.router is None:
             problem = loaded.problem or "no router has been trained for this pool"
             return RouterStatus("learned", missing=(problem,), way_out=WAY_OUT)
-        missing = tuple(
-            misfits(loaded.router.manifest, f"version {loaded.router.version}", catalog, self._base_fingerprint)
-        )
+        manifest, subject = loaded.router.manifest, f"version {loaded.router.version}"
+        missing = tuple(misfits(manifest, subject, catalog, self._base_fingerprint))
+        if not missing and (lack := self._room.lack(_experts_of(manifest, catalog))):
+            missing = (f"{subject} cannot answer: {lack}",)
         way_out = WAY_OUT if missing else None
         return RouterStatus("learned", version=loaded.router.version, missing=missing, way_out=way_out)
 
@@ -142,6 +162,12 @@ def misfits(router: RouterDraft, subject: str, catalog: Catalog, base_fingerprin
         elif live is not None and live.version != expert.version:
             found.append(f"{over} {expert.name}@{expert.version}, and {live.ref} is live now")
     return found
+
+
+def _experts_of(router: RouterDraft, catalog: Catalog) -> tuple[ExpertVersion, ...]:
+    """Those it was trained over and that are here, in the order of its rows."""
+    found = [_trained_over(expert, catalog) for expert in router.experts]
+    return tuple(expert for expert in found if expert is not None)
 
 
 def _trained_over(expert: RoutedExpert, catalog: Catalog) -> ExpertVersion | None:

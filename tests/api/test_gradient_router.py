@@ -287,3 +287,15 @@ async def test_a_real_engine_answers_and_streams_by_gradient(
         stop = whole["text"][1:4]
         stopped = (await world.ask("POST", "/generate", {**body, "stop": [stop]})).json()
         assert (stopped["text"], stopped["finish_reason"]) == (whole["text"].partition(stop)[0], "stop")
+
+
+async def test_a_damaged_base_adapter_is_the_servers_fault_and_not_the_requests(
+    world: App, pool: dict[str, Path]
+) -> None:
+    await register_all(world, pool)
+    (world.store.root / "experts/pool-base/1/adapter_model.safetensors").unlink()
+    reply = await world.ask("POST", "/generate", {"prompt": "what is the fox", "router": "gradient"})
+    error = reply.json()["error"]
+    assert (reply.status, error["code"]) == (500, "corrupt_store")
+    assert "cannot be read any more" in error["message"]
+    assert str(world.store.root) not in error["message"]

@@ -1,6 +1,7 @@
 """`POST /experts`: what is published, what is refused, and that a refusal changes nothing."""
 
 import asyncio
+import errno
 import json
 import math
 from collections.abc import Callable
@@ -354,6 +355,20 @@ async def test_a_damaged_store_is_no_refusal(world: App, alora: Path, monkeypatc
     assert (await world.register(alora, "sql")).status == 500
     outcomes = [f'lora_relay_registrations_total{{outcome="{outcome}"}}' for outcome in ("error", "refused")]
     assert [await world.metric(outcome) for outcome in outcomes] == [1, 0]
+
+
+async def test_a_full_disk_is_told_as_that(world: App, alora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/here")
+
+    with monkeypatch.context() as full:
+        full.setattr(world.store, "publish", fail)
+        reply = await world.register(alora, "sql")
+    error = reply.json()["error"]
+    assert (reply.status, error["code"], error["type"]) == (507, "storage_full", "server_error")
+    assert "/somewhere" not in error["message"]
+    assert await world.metric('lora_relay_errors_total{code="storage_full"}') == 1
+    assert (await world.register(alora, "sql")).status == 201
 
 
 async def test_only_so_many_registrations_run_at_a_time(world: App, alora: Path) -> None:

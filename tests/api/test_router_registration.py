@@ -152,6 +152,16 @@ async def test_a_router_whose_experts_do_not_fit_the_slots_together_is_refused(s
         assert "need 2 slots together, the server has 1" in reply.json()["error"]["message"]
 
 
+async def test_a_router_over_experts_that_begin_answers_unlike_each_other_is_refused(pool: App, lora: Path) -> None:
+    """They compute the same tokens, so one of them would be asked behind an accept string it has never seen."""
+    assert (await pool.register(lora, "accepting")).status == 201  # plain, and self-selecting
+    draft, network = new_router(pool, pool.engine.base, {"sql": 3.0, "accepting": 3.0})
+    reply = await send(pool, router_parts(draft, network.to_bytes()))
+    assert (reply.status, reply.json()["error"]["param"]) == (422, "experts")
+    assert "sql@1, accepting@1: some answer behind an accept string" in reply.json()["error"]["message"]
+    assert await learned_version(pool) is None
+
+
 @pytest.mark.parametrize(
     ("parts", "code", "param"),
     [

@@ -15,11 +15,12 @@ from server.engine.types import IndicatorLogits
 from server.errors import NonFiniteLogits, RouterNotReady
 from server.model.chat import Prompt
 from server.model.gates import Array, GateNetwork, read_network
-from server.routing import LearnedRouter
+from server.routing import LearnedRouter, SlotRoom
 from tests.support.catalogs import make_version
 
 BASE = "sha256:" + "0" * 64
 LAYERS, WIDTH = 2, 3
+ROOM = SlotRoom(num_slots=64, slot_rank=8)
 PROMPT = Prompt(tokens=(1, 2, 3), body_length=2)
 
 
@@ -82,7 +83,7 @@ def store(tmp_path: Path) -> ExpertStore:
 
 
 def decide(store: ExpertStore, catalog: Catalog, states: Array | None = None) -> OutputMixture | None:
-    plan = LearnedRouter(store, base_fingerprint=BASE).plan(catalog)
+    plan = LearnedRouter(store, base_fingerprint=BASE, room=ROOM).plan(catalog)
     given = np.ones((LAYERS, WIDTH), np.float32) if states is None else states
     decision = asyncio.run(plan.route(PROMPT, FakeSession(given), None))
     assert decision.catalog_generation == catalog.generation
@@ -137,7 +138,7 @@ def test_states_that_are_not_finite_are_the_requests_fault(store: ExpertStore) -
 
 
 def test_a_router_is_in_use_as_soon_as_it_is_published(store: ExpertStore) -> None:
-    router, catalog = LearnedRouter(store, base_fingerprint=BASE), catalog_of(SQL, DATES)
+    router, catalog = LearnedRouter(store, base_fingerprint=BASE, room=ROOM), catalog_of(SQL, DATES)
     assert router.status(catalog).missing == ("no router has been trained for this pool",)
     elsewhere = ExpertStore.open(store.root)  # another process, say
     publish(elsewhere, network(2.0, 1.0), SQL, DATES)
@@ -151,7 +152,7 @@ def test_a_router_is_in_use_as_soon_as_it_is_published(store: ExpertStore) -> No
 
 
 def test_what_does_not_fit_is_named_with_what_to_run(store: ExpertStore) -> None:
-    router = LearnedRouter(store, base_fingerprint=BASE)
+    router = LearnedRouter(store, base_fingerprint=BASE, room=ROOM)
     publish(store, network(2.0, 1.0), SQL, DATES)
     newer = make_version("sql", version=2, kind="lora")
     for catalog, said in (
@@ -166,10 +167,21 @@ def test_what_does_not_fit_is_named_with_what_to_run(store: ExpertStore) -> None
     assert router.status(catalog_of(SQL, newer, DATES, live=1)).ready, "rolled back"
 
 
+def test_a_router_whose_experts_never_fit_together_is_not_ready(store: ExpertStore) -> None:
+    """As after a restart with fewer slots, or published beside the server."""
+    publish(store, network(2.0, 1.0), SQL, DATES)
+    catalog = catalog_of(SQL, DATES)
+    slots = sum(-(-expert.rank // 8) for expert in (SQL, DATES))
+    assert LearnedRouter(store, base_fingerprint=BASE, room=SlotRoom(slots, 8)).status(catalog).ready
+    cramped = LearnedRouter(store, base_fingerprint=BASE, room=SlotRoom(slots - 1, 8))
+    with pytest.raises(RouterNotReady, match=f"need {slots} slots together, the server has {slots - 1}"):
+        cramped.plan(catalog)
+
+
 def test_a_router_of_another_base_is_not_ready(store: ExpertStore) -> None:
     publish(store, network(2.0, 1.0), SQL, DATES, base="sha256:" + "1" * 64)
     with pytest.raises(RouterNotReady, match="was trained on base sha256:1111"):
-        LearnedRouter(store, base_fingerprint=BASE).plan(catalog_of(SQL, DATES))
+        LearnedRouter(store, base_fingerprint=BASE, room=ROOM).plan(catalog_of(SQL, DATES))
 
 
 @pytest.mark.parametrize("damage", ["manifest.json", ROUTER_FILE, "current.json"])
@@ -178,14 +190,14 @@ def test_a_damaged_router_is_not_ready(store: ExpertStore, damage: str) -> None:
     folder = store.root / "routers" / "learned"
     path = folder / damage if damage == "current.json" else folder / "1" / damage
     path.write_bytes(path.read_bytes()[:-5] + b"xxxxx")
-    status = LearnedRouter(store, base_fingerprint=BASE).status(catalog_of(SQL, DATES))
+    status = LearnedRouter(store, base_fingerprint=BASE, room=ROOM).status(catalog_of(SQL, DATES))
     assert "cannot be read" in status.missing[0]
     assert [problem.path for problem in store.verify()] == [path]
 
 
 def test_a_router_whose_numbers_do_not_fit_its_manifest_is_not_ready(store: ExpertStore, tmp_path: Path) -> None:
     publish(store, network(2.0, 1.0), SQL, DATES, num_layers=LAYERS + 1)
-    assert not LearnedRouter(store, base_fingerprint=BASE).status(catalog_of(SQL, DATES)).ready
+    assert not LearnedRouter(store, base_fingerprint=BASE, room=ROOM).status(catalog_of(SQL, DATES)).ready
     path = tmp_path / ROUTER_FILE
     for content in (b"nonsense", network(float("nan"), 1.0).to_bytes()):
         path.write_bytes(content)

@@ -194,6 +194,28 @@ def test_a_full_disk_refuses_the_publication_and_leaves_no_trace(before: Path, t
     assert ExpertStore.open(store.root).catalog == store.catalog
 
 
+@pytest.mark.parametrize("name", CHANGES)
+def test_after_a_failure_in_any_call_memory_is_what_is_on_disk(before: Path, tmp_path: Path, name: str) -> None:
+    """The call behind the change may fail as well, and then it has happened all the same."""
+    for fails_at in range(1, MAX_CALLS):
+        disk = FullDisk(fails_at=10**6)
+        root = tmp_path / str(fails_at)
+        store = open_copy(before, root, disk)
+        disk.fails_at = disk.num_calls + fails_at
+        try:
+            CHANGES[name](store)
+        except OSError:
+            pass
+        else:
+            return
+        kept = {path for path in (root / "experts").glob("*/*") if path.is_dir()}
+        assert ExpertStore.open(root, disk=HastyDisk()).catalog == store.catalog
+        if "keep" in name:
+            assert kept == {path for path in (root / "experts").glob("*/*") if path.is_dir()}, "somebody may read them"
+        assert publish(store, "later").ref == "later@1"
+    pytest.fail("raise MAX_CALLS")
+
+
 def test_the_simulated_power_loss_is_real(tmp_path: Path) -> None:
     """The tests above are worth nothing if an unsynced change survived on the dying disk."""
     root = tmp_path / "root"

@@ -58,7 +58,8 @@ def test_base_device_and_template_are_the_servers_where_nothing_else_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, template = write_base(folder / "other"), folder / "template.jinja"
-    template.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}=>{% endif %}")
+    text = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}=>{% endif %}"
+    template.write_text(text)
     config = folder / "relay.toml"
     lines = {"base": base, "device": "cpu", "cache": folder, "chat_template": template}
     config.write_text("\n".join(f'{name} = "{value}"' for name, value in lines.items()))
@@ -67,7 +68,7 @@ def test_base_device_and_template_are_the_servers_where_nothing_else_is_said(
     result = CliRunner().invoke(app, [str(part) for part in command])
     assert result.exit_code == 0, result.output
     loaded = load_base(str(base), device="cpu", cache=folder)
-    chat = ChatFormat(loaded.tokenizer, template=template.read_text())
+    chat = ChatFormat(loaded.tokenizer, template=text)
     written = json.loads((folder / "out" / "adapter_config.json").read_text())
     assert written["alora_invocation_tokens"] == list(chat.generation_prompt)
     assert chat.generation_prompt != ChatFormat(loaded.tokenizer).generation_prompt

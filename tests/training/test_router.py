@@ -15,7 +15,7 @@ from server.engine import Engine, OutputMixture, Sampling
 from server.model.chat import ChatFormat
 from server.model.gates import GateNetwork, read_network
 from server.model.states import mean_states
-from server.routing import Decision, LearnedRouter
+from server.routing import Decision, LearnedRouter, SlotRoom
 from tests.engine.conftest import Recorder, small_config
 from tests.support.routed import ANSWERS, PROMPTS, Routed, make_routed, write_memory
 from tests.support.tiny import publish, write_adapter
@@ -151,7 +151,7 @@ def test_the_published_router_answers_on_the_engine_and_a_new_expert_changes_not
         store.publish_router(staged, trained.draft)
     base, reference = routed.base(tmp_path), routed.base(tmp_path)
     chat = ChatFormat(base.tokenizer)
-    router = LearnedRouter(store, base_fingerprint=base.spec.fingerprint)
+    router = LearnedRouter(store, base_fingerprint=base.spec.fingerprint, room=SlotRoom(64, 8))
     engine = Engine(base, chat, small_config(), Recorder())
     engine.start()
     texts = [PROMPTS[name].format(number) for number in (20, 21) for name in sorted(ANSWERS)]
