@@ -208,7 +208,7 @@ def _read_terms(folder: Path, device: torch.device) -> dict[str, _Terms]:
     try:
         tensors = load_file(folder / WEIGHTS_FILE, device=str(device))
     except (OSError, SafetensorError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
+        reason = error if isinstance(error, SafetensorError) else error.strerror or "it is not there"
         raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE} cannot be read: {reason}") from error
     paths = sorted(key.removeprefix(KEY_START).removesuffix(A_END) for key in tensors if key.endswith(A_END))
 
