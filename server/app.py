@@ -14,6 +14,7 @@ from typing import Protocol
 
 import structlog
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from expert_store import BaseSpec, Catalog, ExpertStore, StoreError
 from server.admission import Activity, Admission
@@ -86,7 +87,7 @@ def build_app(settings: Settings, *, make_engine: EngineFactory = Engine) -> Fas
             await _end(running.making)
             await asyncio.to_thread(running.gradients.close)
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="LoRA Relay",
         version=package_version(),
         description=DESCRIPTION,

@@ -22,7 +22,7 @@ from server.settings import ENVIRONMENT_PREFIX, Settings, load_settings, server_
 from server.threads import leave_processors_to_engine, spin_briefly
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="LoRA Relay: experts that choose their requests.")
-experts = typer.Typer(no_args_is_help=True, help="Look at experts, add them, verify the store.")
+experts = typer.Typer(no_args_is_help=True, help="Look at experts, add, alias and delete them, verify the store.")
 app.add_typer(experts, name="experts")
 routers = typer.Typer(help="List a server's routers, or add a learned one.")
 app.add_typer(routers, name="routers")
@@ -95,6 +95,45 @@ def route(
         _print(answer, show.decision, as_json=as_json)
 
 
+@app.command()
+def generate(
+    text: Annotated[str, typer.Argument(help="The prompt.")],
+    expert: Annotated[str | None, typer.Option(help="NAME, NAME@VERSION or NAME@ALIAS; else a router chooses.")] = None,
+    router: Annotated[str | None, typer.Option(help="chain, gradient, learned or none; else the server's.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate; else 128.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 always takes the most likely token.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for an answer, and who gave it."""
+    with _clear_errors():
+        answer = client.generate(
+            server_url(url),
+            text,
+            expert=expert,
+            router=router,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        _print(answer, show.generation, as_json=as_json)
+
+
+@app.command()
+def chain(
+    order: Annotated[list[str] | None, typer.Argument(help="Experts to ask; without any, show who is asked.")] = None,
+    generation: Annotated[int | None, typer.Option(help="Only if the catalog is still at this one.")] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set or show whom the chain asks, first to last."""
+    with _clear_errors():
+        server = server_url(url)
+        answer = client.set_chain(server, order, generation) if order else client.show_chain(server)
+        _print(answer, show.chain, as_json=as_json)
+
+
 @routers.callback(invoke_without_command=True)
 def list_routers(context: typer.Context, url: Url = None, as_json: AsJson = False) -> None:
     """List the routers of a server: which are ready, and what the others lack."""
@@ -157,6 +196,33 @@ def add_expert(
     with _clear_errors():
         answer = client.add_expert(server_url(url), folder, name=name, activate=activate)
         _print(answer, show.registration, as_json=as_json)
+
+
+@experts.command("alias")
+def set_alias(
+    name: str,
+    alias: Annotated[str, typer.Argument(help="`live` is what the bare name means.")],
+    version: int,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias at a version: `live` to ship and to roll back."""
+    with _clear_errors():
+        _print(client.set_alias(server_url(url), name, alias, version), show.alias, as_json=as_json)
+
+
+@experts.command("unalias")
+def remove_alias(name: str, alias: str, url: Url = None, as_json: AsJson = False) -> None:
+    """Remove an alias; without `live` the chain passes the expert by."""
+    with _clear_errors():
+        _print(client.remove_alias(server_url(url), name, alias), show.alias, as_json=as_json)
+
+
+@experts.command("delete")
+def delete_version(name: str, version: int, url: Url = None, as_json: AsJson = False) -> None:
+    """Take a version that no alias points at out of the pool."""
+    with _clear_errors():
+        _print(client.delete_version(server_url(url), name, version), show.deletion, as_json=as_json)
 
 
 @experts.command("verify")

@@ -33,6 +33,11 @@ def route(
     return _call("POST", url, "/route", json={"prompt": text} | {k: v for k, v in given.items() if v is not None})
 
 
+def generate(url: str, text: str, **given: Any) -> dict[str, Any]:
+    """The answer to one prompt, with who gave it; fields that are None are the server's. Raises ClientError."""
+    return _call("POST", url, "/generate", json={"prompt": text} | {k: v for k, v in given.items() if v is not None})
+
+
 def list_routers(url: str) -> dict[str, Any]:
     """Raises ClientError."""
     return _call("GET", url, "/routers")
@@ -58,14 +63,30 @@ def show_expert(url: str, name: str) -> dict[str, Any]:
     return _call("GET", url, f"/experts/{_segment(name)}")
 
 
-def set_alias(url: str, name: str, alias: str, version: int) -> None:
+def set_alias(url: str, name: str, alias: str, version: int) -> dict[str, Any]:
     """Points an alias at a version. Raises ClientError."""
-    _call("PUT", url, f"/experts/{_segment(name)}/aliases/{_segment(alias)}", json={"version": version})
+    return _call("PUT", url, f"/experts/{_segment(name)}/aliases/{_segment(alias)}", json={"version": version})
 
 
-def remove_alias(url: str, name: str, alias: str) -> None:
+def remove_alias(url: str, name: str, alias: str) -> dict[str, Any]:
     """Raises ClientError."""
-    _call("DELETE", url, f"/experts/{_segment(name)}/aliases/{_segment(alias)}")
+    return _call("DELETE", url, f"/experts/{_segment(name)}/aliases/{_segment(alias)}")
+
+
+def delete_version(url: str, name: str, version: int) -> dict[str, Any]:
+    """Raises ClientError."""
+    return _call("DELETE", url, f"/experts/{_segment(name)}/versions/{version}")
+
+
+def show_chain(url: str) -> dict[str, Any]:
+    """Raises ClientError."""
+    return _call("GET", url, "/chain")
+
+
+def set_chain(url: str, order: Sequence[str], generation: int | None) -> dict[str, Any]:
+    """With `generation` only if the catalog is still at that one. Raises ClientError."""
+    wanted = {} if generation is None else {"generation": generation}
+    return _call("PUT", url, "/chain", json={"order": list(order), **wanted})
 
 
 def show_fallback(url: str) -> dict[str, Any]:

@@ -58,6 +58,31 @@ def router_table(answer: Mapping[str, Any]) -> RenderableType:
     return table
 
 
+def generation(answer: Mapping[str, Any]) -> RenderableType:
+    """The text as it is, and below it who gave it."""
+    routing, usage = answer["routing"], answer["usage"]
+    cost = f"{usage['completion_tokens']} tokens, {answer['timings']['total_ms']:.0f} ms"
+    who = f"{_who(routing)}, {routing['reason']}, {answer['finish_reason']}; {cost}"
+    return Group(Text(answer["text"]), Text(who, style="dim"))
+
+
+def alias(answer: Mapping[str, Any]) -> RenderableType:
+    """Where an alias points now."""
+    named = f"{answer['name']}@{answer['alias']}"
+    return Text(f"{named} is gone" if answer["version"] is None else f"{named} is version {answer['version']}")
+
+
+def deletion(answer: Mapping[str, Any]) -> RenderableType:
+    """Which version is gone."""
+    return Text(f"{answer['name']}@{answer['version']} is gone; requests that run on it finish with it")
+
+
+def chain(answer: Mapping[str, Any]) -> RenderableType:
+    """Who is asked, first to last."""
+    names = ", ".join(answer["order"]) or "nobody"
+    return Text(f"asked, first to last: {names} (catalog generation {answer['catalog_generation']})")
+
+
 def fallback(answer: Mapping[str, Any]) -> RenderableType:
     """Who answers where nobody accepts."""
     if answer["expert"] is None:

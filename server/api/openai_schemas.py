@@ -143,7 +143,7 @@ def _in_one_text(content: Any) -> Any:
     for part in content:
         if not (isinstance(part, dict) and part.keys() == {"type", "text"} and isinstance(part["text"], str)):
             raise PydanticCustomError(
-                "no_text", 'this server reads text alone: a string, or parts {{"type": "text", "text": "..."}}'
+                "no_text", 'this server reads text alone: a string, or parts {"type": "text", "text": "..."}'
             )
     return "\n".join(part["text"] for part in content)
 

@@ -1,6 +1,7 @@
 """Health, metrics, the OpenAPI document and the way up and down."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,21 @@ async def test_the_document_describes_every_route_and_body(world: App) -> None:
     refs = {text.partition('"')[0] for text in json.dumps(document).split('"#/components/schemas/')[1:]}
     assert refs <= set(schemas)
     assert "HTTPValidationError" not in schemas
-    assert (await world.ask("GET", "/docs")).status == 200
     for operations in document["paths"].values():
         for operation in operations.values():
             check_errors(operation)
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+async def test_the_interactive_pages_need_nothing_from_elsewhere(world: App, page: str) -> None:
+    reply = await world.ask("GET", page)
+    assert reply.status == 200
+    text = reply.body.decode()
+    assert "//" not in text
+    sources = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert any(source.endswith(".js") for source in sources)
+    for source in sources:
+        assert (await world.ask("GET", source)).status == 200, source
 
 
 def check_errors(operation: dict[str, Any]) -> None:

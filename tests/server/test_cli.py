@@ -98,6 +98,24 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
     "GET /routers": (200, ROUTERS),
     "GET /fallback": (200, {"expert": "sql", "version": None, "catalog_generation": 17}),
     "PUT /fallback": (200, {"expert": "sql", "version": 3, "catalog_generation": 18}),
+    "POST /generate": (
+        200,
+        {
+            "text": "[bold] SELECT 1",
+            "finish_reason": "stop",
+            "usage": {"prompt_tokens": 53, "completion_tokens": 12, "computed_tokens": 61},
+            "routing": ROUTING,
+            "timings": {"total_ms": 81.4},
+        },
+    ),
+    "PUT /experts/sql/aliases/live": (200, {"name": "sql", "alias": "live", "version": 2, "catalog_generation": 18}),
+    "DELETE /experts/sql/aliases/old": (
+        200,
+        {"name": "sql", "alias": "old", "version": None, "catalog_generation": 18},
+    ),
+    "DELETE /experts/sql/versions/1": (200, {"name": "sql", "version": 1, "catalog_generation": 18}),
+    "GET /chain": (200, {"order": ["sql", "dates"], "catalog_generation": 17}),
+    "PUT /chain": (200, {"order": ["dates"], "catalog_generation": 18}),
     "GET /experts": (
         200,
         {
@@ -158,7 +176,7 @@ class FakeServer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = do_PUT = _answer
+    do_GET = do_POST = do_PUT = do_DELETE = _answer
 
     def log_message(self, *args: object) -> None: ...
 
@@ -272,6 +290,30 @@ def test_the_fallback_is_set_unset_and_shown() -> None:
     assert (status, FakeServer.seen[-1]) == (0, ("GET /fallback", b""))
     assert "no live version: the base model does" in output
     assert relay("fallback", "sql", "--none")[0] == 2
+
+
+@pytest.mark.usefixtures("url")
+def test_generate_shows_the_answer_and_who_gave_it() -> None:
+    status, output = relay("generate", "how many?", "--expert", "sql@live", "--max-new-tokens", "20", "--seed", "3")
+    assert (status, output) == (0, "[bold] SELECT 1 sql@3, accepted, stop; 12 tokens, 81 ms ")
+    sent = {"prompt": "how many?", "expert": "sql@live", "max_new_tokens": 20, "seed": 3}
+    assert json.loads(FakeServer.seen[-1][1]) == sent
+
+
+@pytest.mark.usefixtures("url")
+def test_aliases_are_moved_and_removed_and_versions_deleted() -> None:
+    assert relay("experts", "alias", "sql", "live", "2") == (0, "sql@live is version 2 ")
+    assert FakeServer.seen[-1] == ("PUT /experts/sql/aliases/live", b'{"version":2}')
+    assert relay("experts", "unalias", "sql", "old") == (0, "sql@old is gone ")
+    assert relay("experts", "delete", "sql", "1")[0] == 0
+    assert FakeServer.seen[-1] == ("DELETE /experts/sql/versions/1", b"")
+
+
+@pytest.mark.usefixtures("url")
+def test_the_chain_is_shown_and_set() -> None:
+    assert relay("chain") == (0, "asked, first to last: sql, dates (catalog generation 17) ")
+    assert relay("chain", "dates", "--generation", "17")[0] == 0
+    assert FakeServer.seen[-1] == ("PUT /chain", b'{"order":["dates"],"generation":17}')
 
 
 @pytest.mark.usefixtures("url")
