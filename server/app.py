@@ -23,6 +23,7 @@ from server.api.body import BodyLimit
 from server.api.errors import install_error_handlers
 from server.api.openapi import install_openapi
 from server.api.serving import Serving
+from server.candidate import CandidateChecks, EffectEngine
 from server.centroids import Centroids
 from server.demo import seed_demo
 from server.engine import Engine, EngineConfig, EngineObserver
@@ -36,7 +37,7 @@ from server.model.feature import PromptFeature
 from server.model.gradient import GradientWorker
 from server.model.native import Kernels, load_kernels
 from server.pins import Pins
-from server.registry import EffectEngine, Registry, discard_in_background
+from server.registry import PoolEngine, Registry, discard_in_background
 from server.router_registry import RouterRegistry
 from server.routing import ChainRouter, GradientRouter, LearnedRouter, Router, ScoringRouter, Shortlists, SlotRoom
 from server.service import RequestEngine, Service
@@ -50,7 +51,7 @@ _STEP_TOKENS = 512  # about a third of a second on two cores: what a new prompt 
 _STEP_TOKENS_ON_GPU = 4096
 
 
-class AppEngine(RequestEngine, EffectEngine, Protocol):
+class AppEngine(RequestEngine, EffectEngine, PoolEngine, Protocol):
     """Everything the application asks of an engine."""
 
     @property
@@ -132,17 +133,20 @@ async def _start(settings: Settings, make_engine: EngineFactory) -> _Running:
     pins = Pins(discard_in_background(store, engine))
     registry = Registry(
         store=store,
-        spec=base.spec,
-        chat=chat,
-        feature=feature,
+        checks=CandidateChecks(
+            spec=base.spec,
+            chat=chat,
+            feature=feature,
+            engine=engine,
+            num_tokens=base.num_tokens,
+            max_rank=settings.max_rank,
+            expert_memory_bytes=settings.expert_memory,
+        ),
         centroids=Centroids(gradients, chat),
         engine=engine,
         pins=pins,
         metrics=metrics,
         base_id=public_name(settings.base),
-        num_tokens=base.num_tokens,
-        max_rank=settings.max_rank,
-        expert_memory_bytes=settings.expert_memory,
     )
     made = MadeCentroids(settings.cache, gradients, chat)
     service = Service(

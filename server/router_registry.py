@@ -7,9 +7,9 @@ import structlog
 
 from expert_store import ROUTER_FILE, ExpertStore, ExpertVersion, InvalidRouter, RouterDraft, RouterVersion, Staged
 from server.background import in_background
+from server.candidate import Check
 from server.model.base import Base
 from server.model.gates import parse_network
-from server.registry import Check
 from server.routing.learned import WAY_OUT, SlotRoom, misfits
 
 log = structlog.get_logger()

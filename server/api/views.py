@@ -30,8 +30,9 @@ from server.api.schemas import (
     VersionRecord,
     VersionSummary,
 )
+from server.candidate import Check
 from server.engine.answerer import Weighted
-from server.registry import Check, Registration
+from server.registry import Registration
 from server.router_registry import RouterRegistration
 from server.routing.base import Decision, RouterName, RouterStatus, Shadow, Shortlist
 from server.service import Answer, RouteAnswer
