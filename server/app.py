@@ -250,6 +250,9 @@ async def _fill(registry: Registry, engine: AppEngine, spec: BaseSpec, settings:
         await asyncio.to_thread(engine.stop)
         raise
     catalog = registry.catalog
+    for expert in registry.never_woken():
+        way_out = "start with the chat template it was registered under, or take it out of the chain"
+        log.warning("expert_never_woken", expert=expert.ref, next=way_out)
     log.info("pool", experts=len(catalog.experts), chain=list(catalog.chain), generation=catalog.generation)
 
 

@@ -17,6 +17,7 @@ from expert_store import (
     WEIGHTS_FILE,
     AdapterInfo,
     BaseSpec,
+    Catalog,
     ExpertVersion,
     InvalidAdapter,
     InvalidManifest,
@@ -28,7 +29,7 @@ from expert_store import (
     inspect_adapter,
     read_profile,
 )
-from server.errors import ExpertTooLarge
+from server.errors import ExpertTooLarge, UnusableIndicators
 from server.model.chat import ChatFormat, Prompt, activation_start
 
 _SAMPLE = "Hello, what can you do?"
@@ -137,6 +138,17 @@ class CandidateChecks:
             raise InvalidAdapter(weights, f"{weights}: it changes no logit, so it would silently act as the base model")
         said = f"it changes a logit of a sample prompt by {effect:.4g}"
         return Check(part.check("effect_on_logits"), True, said)
+
+    def never_woken(self, catalog: Catalog) -> list[ExpertVersion]:
+        """Whom the chain would ask and the chat template of today cannot: it was another when they were registered."""
+        return [expert for expert in catalog.chain_experts if not self._wakes(Part(expert.asked_as))]
+
+    def _wakes(self, part: Part) -> bool:
+        try:
+            self._check_selection(part)
+        except (InvalidAdapter, InvalidManifest, UnusableIndicators):
+            return False
+        return True
 
     def _check_base(self, draft: ManifestDraft) -> Check:
         if draft.base_fingerprint is None:

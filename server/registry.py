@@ -88,6 +88,10 @@ class Registry:
     def catalog(self) -> Catalog:
         return self._store.catalog
 
+    def never_woken(self) -> list[ExpertVersion]:
+        """Experts of the chain that requests, as this server renders them, do not wake up."""
+        return self._checks.never_woken(self._store.catalog)
+
     @asynccontextmanager
     async def stage(self) -> AsyncIterator[Staged]:
         """A private folder for one registration's files, counted when the block ends. Raises RegistrationsBusy."""

@@ -122,6 +122,20 @@ async def test_the_document_describes_every_route_and_body(world: App) -> None:
             check_errors(operation)
 
 
+async def test_a_template_that_wakes_experts_of_the_chain_no_more_is_told_at_the_start(
+    start: Start, alora: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with start() as world:
+        for name, adapter in (("asleep", alora), ("plain", lora)):
+            assert (await world.register(adapter, name)).status == 201
+    template = tmp_path / "other.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}=>{% endif %}")
+    capsys.readouterr()
+    async with start(chat_template=template):
+        told = [line for line in capsys.readouterr().out.splitlines() if "expert_never_woken" in line]
+    assert ["asleep@1" in line for line in told] == [True]
+
+
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
 async def test_the_interactive_pages_need_nothing_from_elsewhere(world: App, page: str) -> None:
     reply = await world.ask("GET", page)
