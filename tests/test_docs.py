@@ -10,7 +10,7 @@ from pydantic import ByteSize
 from expert_store import Catalog
 from server.api.errors import error_codes
 from server.api.openai_schemas import CompletionRequest
-from server.api.schemas import GenerateRequest
+from server.api.request_schemas import GenerateRequest
 from server.app import build_app
 from server.metrics import Metrics
 from server.settings import CONFIG_VARIABLE, URL_VARIABLE, Settings

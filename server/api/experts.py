@@ -5,21 +5,19 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 
 from expert_store import Catalog, Expert, UnknownExpert
-from server.api.body import read_json
-from server.api.openapi import errors, json_request, registration_request
-from server.api.schemas import (
-    AliasRequest,
+from server.api.answer_schemas import (
     AliasResponse,
-    ChainRequest,
     ChainResponse,
     DeletedVersion,
     ExpertList,
     ExpertRecord,
-    FallbackRequest,
     FallbackResponse,
     RegistrationResponse,
     VersionRecord,
 )
+from server.api.body import read_json
+from server.api.openapi import errors, json_request, registration_request
+from server.api.request_schemas import AliasRequest, ChainRequest, FallbackRequest
 from server.api.serving import Ready
 from server.api.upload import receive_registration
 from server.api.views import (

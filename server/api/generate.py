@@ -6,16 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from server.api.answer_schemas import GenerateResponse, RouteResponse
 from server.api.body import read_json, until_disconnected
 from server.api.errors import ApiError
 from server.api.openapi import errors, json_request
-from server.api.schemas import (
-    DEFAULT_MAX_NEW_TOKENS,
-    GenerateRequest,
-    GenerateResponse,
-    PromptRequest,
-    RouteResponse,
-)
+from server.api.request_schemas import DEFAULT_MAX_NEW_TOKENS, GenerateRequest, PromptRequest
 from server.api.serving import Ready, Serving
 from server.api.stream import EventSender, EventStream
 from server.api.views import done_event, generate_response, route_response, routing_model

@@ -15,11 +15,11 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from expert_store import StoreError
+from server.api.answer_schemas import ResponseModel, RoutingModel
 from server.api.body import until_disconnected
 from server.api.errors import ApiError
 from server.api.models import answerer
 from server.api.openai_schemas import CompletionUsage, OpenAIRequest
-from server.api.schemas import ResponseModel, RoutingModel
 from server.api.serving import Serving
 from server.api.stream import EventSender, EventStream
 from server.api.views import routing_model

@@ -9,16 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas import (
-    HARD_MAX_NEW_TOKENS,
-    MAX_MESSAGES,
-    MAX_TOP_K,
-    Ref,
-    RequestModel,
-    ResponseModel,
-    RoutingModel,
-    SamplingFields,
-)
+from server.api.answer_schemas import ResponseModel, RoutingModel
+from server.api.request_schemas import HARD_MAX_NEW_TOKENS, MAX_MESSAGES, MAX_TOP_K, Ref, RequestModel, SamplingFields
 from server.model.chat import Message
 from server.service import FinishReason
 

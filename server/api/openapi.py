@@ -7,16 +7,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.api.answer_schemas import ErrorResponse, example_error
 from server.api.openai_schemas import ChatCompletionRequest, CompletionRequest
-from server.api.schemas import (
-    AliasRequest,
-    ChainRequest,
-    ErrorResponse,
-    FallbackRequest,
-    GenerateRequest,
-    PromptRequest,
-    example_error,
-)
+from server.api.request_schemas import AliasRequest, ChainRequest, FallbackRequest, GenerateRequest, PromptRequest
 
 _REF = "#/components/schemas/{model}"
 _REQUEST_MODELS = (

@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.api.answer_schemas import HealthResponse
 from server.api.openapi import errors
-from server.api.schemas import HealthResponse
 from server.api.serving import Ready, try_serving
 from server.errors import EngineStopped
 

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter, Request
 
+from server.api.answer_schemas import RouterList, RouterRegistrationResponse
 from server.api.openapi import errors, router_request
-from server.api.schemas import RouterList, RouterRegistrationResponse
 from server.api.serving import Ready
 from server.api.upload import receive_router
 from server.api.views import router_list, router_registration_response

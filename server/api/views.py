@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from expert_store import Catalog, Expert, ExpertVersion, Gate
-from server.api.schemas import (
+from server.api.answer_schemas import (
     ChainMember,
     ChainResponse,
     CheckModel,

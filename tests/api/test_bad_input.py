@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.api.openai_schemas import ChatCompletionRequest, CompletionRequest
-from server.api.schemas import GenerateRequest
+from server.api.request_schemas import GenerateRequest
 from tests.api.conftest import App, Start, running_app
 
 pytestmark = pytest.mark.anyio
