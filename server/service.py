@@ -22,7 +22,7 @@ from server.engine.answerer import Answerer
 from server.engine.types import Branches, Token
 from server.errors import InvalidRequest, RequestTooLarge
 from server.metrics import Endpoint, Metrics
-from server.model.chat import MAX_INDICATOR_TOKENS, IndicatorTokens, Message, Prompt
+from server.model.chat import IndicatorTokens, Message, Prompt
 from server.model.sampling import Sampling
 from server.pins import Pins
 from server.routing.base import (
@@ -64,6 +64,8 @@ class RequestEngine(Protocol):
 
     @property
     def max_context(self) -> int: ...
+
+    def room(self, prompt: Prompt, branches: Branches) -> int: ...
 
     async def open(self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None) -> EngineSession: ...
 
@@ -112,8 +114,8 @@ class Query:
     fallback: Fallback = "expert"
     gradient_base_weight: float | None = None
 
-    def new_tokens(self, prompt_tokens: int, max_context: int) -> int:  # noqa: ARG002 - as generations have it
-        """For how many there is to be room behind the prompt: a dry run generates none."""
+    def new_tokens(self, room: Callable[[], int]) -> int:  # noqa: ARG002 - as generations have it
+        """How many there are to be at most, of those there is room for: a dry run generates none."""
         return 0
 
 
@@ -121,20 +123,17 @@ class Query:
 class GenerationQuery(Query):
     """How the answer is generated, and where it ends.
 
-    With `as_fits` nobody asked for `sampling.max_new_tokens` by number: they are lowered to what the context leaves.
+    With `as_fits` nobody asked for `sampling.max_new_tokens` by number: they are lowered to what there is room for.
     """
 
     sampling: Sampling
     stops: tuple[str, ...]
     as_fits: bool = False
 
-    def new_tokens(self, prompt_tokens: int, max_context: int) -> int:
-        """The most there may be. At least one, so that a prompt that leaves no room is refused."""
+    def new_tokens(self, room: Callable[[], int]) -> int:
+        """At least one, so that a prompt that leaves no room is refused."""
         wanted = self.sampling.max_new_tokens
-        if not self.as_fits:
-            return wanted
-        left = max_context - prompt_tokens - MAX_INDICATOR_TOKENS  # which an expert may put before its answer
-        return max(1, self.sampling.min_new_tokens, min(wanted, left))
+        return max(1, self.sampling.min_new_tokens, min(wanted, room())) if self.as_fits else wanted
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,9 @@ class Listener(Protocol):
 
     async def on_decision(self, request_id: str, decision: Decision) -> None: ...
 
-    async def on_text(self, text: str) -> None: ...
+    async def on_text(self, text: str, usage: Usage) -> None:
+        """`usage`: so far."""
+        ...
 
 
 class Unheard:
@@ -168,7 +169,7 @@ class Unheard:
 
     async def on_decision(self, request_id: str, decision: Decision) -> None: ...
 
-    async def on_text(self, text: str) -> None: ...
+    async def on_text(self, text: str, usage: Usage) -> None: ...
 
 
 class Service:
@@ -202,20 +203,23 @@ class Service:
     async def generate(self, query: GenerationQuery, listener: Listener, *, endpoint: Endpoint = "generate") -> Answer:
         """The whole answer; `listener` hears of the decision first and of the text piece by piece."""
         with Trace(endpoint, self._metrics) as trace:
-            async with self._routed(query, trace) as (session, decision):
+            async with self._routed(query, trace) as (session, decision, new_tokens):
                 await listener.on_decision(trace.request_id, decision)
                 if decision.fallback and query.fallback == "refuse":
                     trace.refused = True
                     text, reason = _REFUSAL
                 else:
-                    text, reason = await self._answer(session, decision, query, trace, listener)
+                    sampling = replace(query.sampling, max_new_tokens=new_tokens)
+                    if query.as_fits:
+                        sampling = self._behind_accept(sampling, decision, trace.prompt_tokens)
+                    text, reason = await self._answer(session, decision, sampling, query.stops, trace, listener)
             trace.outcome = reason
             return Answer(trace.request_id, decision, trace.usage(), trace.timings(), text, reason)
 
     async def route(self, query: Query) -> RouteAnswer:
         """The decision alone."""
         with Trace("route", self._metrics) as trace:
-            async with self._routed(query, trace) as (_, decision):
+            async with self._routed(query, trace) as (_, decision, _):
                 trace.outcome = "routed"
             return RouteAnswer(trace.request_id, decision, trace.usage(), trace.timings())
 
@@ -225,8 +229,9 @@ class Service:
         return [router.status(catalog) for router in self._routers.values()], catalog.generation
 
     @asynccontextmanager
-    async def _routed(self, query: Query, trace: Trace) -> AsyncIterator[tuple[EngineSession, Decision]]:
-        """A session for which it is settled who answers, on one catalog snapshot from beginning to end."""
+    async def _routed(self, query: Query, trace: Trace) -> AsyncIterator[tuple[EngineSession, Decision, int]]:
+        """A session for which it is settled who answers, on one catalog snapshot from beginning to end, and how many
+        new tokens it has room for."""
         with self._admission.permit():
             case = self._case(query)
             with self._pins.hold([*case.readable, *case.shadows.readable]) as hold:
@@ -234,15 +239,14 @@ class Service:
                 trace.prompt_tokens = len(prompt.tokens)
                 case = await self._shortlisted(case, query, prompt)
                 with self._activity.waiting.join(case.named.name if case.named else None):
-                    new_tokens = query.new_tokens(len(prompt.tokens), self._engine.max_context)
-                    case, opened = await self._open(case, prompt, new_tokens)
+                    case, opened, new_tokens = await self._open(case, prompt, query)
                 async with opened as session:
                     trace.on_session(session)
                     with self._activity.running.join() as seat:
                         decision = await _decide(case, prompt, session, trace)
                         hold.narrow(*decision.experts)
                         seat.use(*(expert.name for expert in decision.experts))
-                        yield session, decision
+                        yield session, decision, new_tokens
 
     def _case(self, query: Query) -> "_Case":
         """Raises UnknownExpert, UnknownVersion, UnknownAlias, RouterNotReady."""
@@ -261,19 +265,26 @@ class Service:
         plan = None if plan is None else with_fallback(plan, fallback)
         return _Case(query.router, catalog, named, plan, shadows)
 
-    async def _open(self, case: "_Case", prompt: Prompt, max_new_tokens: int) -> "tuple[_Case, EngineSession]":
+    async def _open(self, case: "_Case", prompt: Prompt, query: Query) -> "tuple[_Case, EngineSession, int]":
         """Shadows the engine has no room for are left out: they never cost a request its answer."""
-        own = [] if case.plan is None else [case.plan.branches(case.shortlist)]
+        own = Branches() if case.plan is None else case.plan.branches(case.shortlist)
         shadows = case.shadows.branches(case.shortlist)
+        new_tokens = query.new_tokens(lambda: self._engine.room(prompt, own))
         try:
-            branches = sum([*own, *shadows], Branches())
-            return case, await self._engine.open(prompt, max_new_tokens=max_new_tokens, branches=branches)
+            opened = await self._engine.open(prompt, max_new_tokens=new_tokens, branches=sum(shadows, own))
         except RequestTooLarge as error:
             if not shadows:
                 raise
-            alone = replace(case, shadows=case.shadows.without_room(error.message))
-            branches = sum(own, Branches())
-            return alone, await self._engine.open(prompt, max_new_tokens=max_new_tokens, branches=branches)
+            case = replace(case, shadows=case.shadows.without_room(error.message))
+            opened = await self._engine.open(prompt, max_new_tokens=new_tokens, branches=own)
+        return case, opened, new_tokens
+
+    def _behind_accept(self, sampling: Sampling, decision: Decision, prompt_tokens: int) -> Sampling:
+        """With as many new tokens as the context leaves behind the accept string of whoever answers."""
+        said = {e.manifest.indicators for e in decision.experts if e.answers_after_accept} - {None}
+        accept = max((len(self._chat.indicator_tokens(one).accept) for one in said if one is not None), default=0)
+        left = self._engine.max_context - prompt_tokens - accept
+        return replace(sampling, max_new_tokens=max(1, min(sampling.max_new_tokens, left)))
 
     async def _render(self, query: Query, readable: Sequence[ExpertVersion]) -> Prompt:
         """In a thread, since a long prompt takes a while to tokenise."""
@@ -311,18 +322,17 @@ class Service:
         self,
         session: EngineSession,
         decision: Decision,
-        query: GenerationQuery,
+        sampling: Sampling,
+        stops: tuple[str, ...],
         trace: Trace,
         listener: Listener,
     ) -> tuple[str, FinishReason]:
         """Generates until an end-of-text token, a stop string or the token limit."""
         stream = TextStream(
             self._tokenizer,
-            stops=query.stops,
+            stops=stops,
             strip_leading_space=any(expert.answers_after_accept for expert in decision.experts),
         )
-        max_new_tokens = query.new_tokens(trace.prompt_tokens, self._engine.max_context)
-        sampling = replace(query.sampling, max_new_tokens=max_new_tokens)
         pieces: list[str] = []
         reason: FinishReason = "stop"
         async for token in session.generate(decision.answerer, sampling):
@@ -334,7 +344,7 @@ class Service:
                 piece += stream.flush()
             if piece:
                 pieces.append(piece)
-                await listener.on_text(piece)
+                await listener.on_text(piece, trace.usage())
             if stream.stopped:
                 break
         return "".join(pieces), reason

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from server.api.body import read_json
-from server.api.openai import Head, respond, routing, usage
+from server.api.openai import Head, openai_usage, respond, routing
 from server.api.openai_schemas import (
     ChatAnswer,
     ChatChoice,
@@ -16,6 +16,7 @@ from server.api.openai_schemas import (
     ChatCompletionChunk,
     ChatCompletionRequest,
     ChatDelta,
+    CompletionUsage,
 )
 from server.api.openapi import errors, json_request
 from server.api.serving import Ready
@@ -60,20 +61,22 @@ class _ChatStyle:
 
     def whole(self, head: Head, answer: Answer) -> ChatCompletion:
         choice = ChatChoice(message=ChatAnswer(content=answer.text), finish_reason=answer.finish_reason)
-        return ChatCompletion(**asdict(head), choices=[choice], usage=usage(answer), routing=routing(answer.decision))
+        return ChatCompletion(
+            **asdict(head), choices=[choice], usage=openai_usage(answer.usage), routing=routing(answer.decision)
+        )
 
     def first(self, head: Head) -> ChatCompletionChunk:
         return ChatCompletionChunk(**asdict(head), choices=[_new(ChatDelta(role="assistant", content=""))])
 
-    def piece(self, head: Head, text: str) -> ChatCompletionChunk:
-        return ChatCompletionChunk(**asdict(head), choices=[_new(ChatDelta(content=text))])
+    def piece(self, head: Head, text: str, usage: CompletionUsage | None) -> ChatCompletionChunk:
+        return ChatCompletionChunk(**asdict(head), choices=[_new(ChatDelta(content=text))], usage=usage)
 
     def last(self, head: Head, answer: Answer) -> ChatCompletionChunk:
         choice = _new(ChatDelta(), answer.finish_reason)
         return ChatCompletionChunk(**asdict(head), choices=[choice], routing=routing(answer.decision))
 
     def usage(self, head: Head, answer: Answer) -> ChatCompletionChunk:
-        return ChatCompletionChunk(**asdict(head), choices=[], usage=usage(answer))
+        return ChatCompletionChunk(**asdict(head), choices=[], usage=openai_usage(answer.usage))
 
 
 def _new(delta: ChatDelta, reason: FinishReason | None = None) -> ChatChunkChoice:

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from server.api.body import read_json
-from server.api.openai import Head, respond, routing, usage
-from server.api.openai_schemas import Completion, CompletionChoice, CompletionRequest
+from server.api.openai import Head, openai_usage, respond, routing
+from server.api.openai_schemas import Completion, CompletionChoice, CompletionRequest, CompletionUsage
 from server.api.openapi import errors, json_request
 from server.api.serving import Ready
 from server.metrics import Endpoint
@@ -53,17 +53,19 @@ class _TextStyle:
 
     def whole(self, head: Head, answer: Answer) -> Completion:
         choice = CompletionChoice(text=answer.text, finish_reason=answer.finish_reason)
-        return Completion(**asdict(head), choices=[choice], usage=usage(answer), routing=routing(answer.decision))
+        return Completion(
+            **asdict(head), choices=[choice], usage=openai_usage(answer.usage), routing=routing(answer.decision)
+        )
 
     def first(self, head: Head) -> None:
         """Text comes at once."""
 
-    def piece(self, head: Head, text: str) -> Completion:
-        return Completion(**asdict(head), choices=[CompletionChoice(text=text, finish_reason=None)])
+    def piece(self, head: Head, text: str, usage: CompletionUsage | None) -> Completion:
+        return Completion(**asdict(head), choices=[CompletionChoice(text=text, finish_reason=None)], usage=usage)
 
     def last(self, head: Head, answer: Answer) -> Completion:
         choice = CompletionChoice(text="", finish_reason=answer.finish_reason)
         return Completion(**asdict(head), choices=[choice], routing=routing(answer.decision))
 
     def usage(self, head: Head, answer: Answer) -> Completion:
-        return Completion(**asdict(head), choices=[], usage=usage(answer))
+        return Completion(**asdict(head), choices=[], usage=openai_usage(answer.usage))

@@ -19,6 +19,7 @@ from server.model.chat import Message
 from server.model.sampling import Sampling
 from server.routing.base import Decision, ScoringRouter
 from server.service import Answer, GenerationQuery, Query, Unheard
+from server.trace import Usage
 
 router = APIRouter(tags=["generation"])
 
@@ -94,7 +95,7 @@ class RelayEvents:
         await self._sender.start()
         await self._sender.send(routing_model(decision).model_dump_json(), event="routing")
 
-    async def on_text(self, text: str) -> None:
+    async def on_text(self, text: str, usage: Usage) -> None:  # noqa: ARG002 - told at the end
         await self._sender.send(json.dumps({"text": text}, ensure_ascii=False), event="token")
 
     async def on_answer(self, answer: Answer) -> None:

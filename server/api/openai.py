@@ -29,6 +29,7 @@ from server.model.chat import Message
 from server.model.sampling import Sampling
 from server.routing.base import Decision
 from server.service import Answer, GenerationQuery, Listener, RawPrompt, Unheard
+from server.trace import Usage
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Style(Protocol):
         """The chunk before any text; None: there is none."""
         ...
 
-    def piece(self, head: Head, text: str) -> ResponseModel: ...
+    def piece(self, head: Head, text: str, usage: CompletionUsage | None) -> ResponseModel: ...
 
     def last(self, head: Head, answer: Answer) -> ResponseModel:
         """The chunk behind all text, with the reason why it ended."""
@@ -92,7 +93,9 @@ class Chunks:
     def __init__(self, style: Style, body: OpenAIRequest, sender: EventSender) -> None:
         self._style = style
         self._model = body.model
-        self._include_usage = body.stream_options is not None and body.stream_options.include_usage
+        options = body.stream_options
+        self._include_usage = options is not None and options.include_usage
+        self._with_every_piece = options is not None and bool(options.continuous_usage_stats)
         self._sender = sender
         self._created = int(time.time())
         self._head: Head | None = None
@@ -104,8 +107,9 @@ class Chunks:
         if first is not None:
             await self._send(first)
 
-    async def on_text(self, text: str) -> None:
-        await self._send(self._style.piece(self._known_head, text))
+    async def on_text(self, text: str, usage: Usage) -> None:
+        so_far = openai_usage(usage) if self._with_every_piece else None
+        await self._send(self._style.piece(self._known_head, text, so_far))
 
     async def on_answer(self, answer: Answer) -> None:
         await self._send(self._style.last(self._known_head, answer))
@@ -126,9 +130,8 @@ class Chunks:
         await self._sender.send(chunk.model_dump_json())
 
 
-def usage(answer: Answer) -> CompletionUsage:
-    """In OpenAI's terms."""
-    tokens = answer.usage
+def openai_usage(tokens: Usage) -> CompletionUsage:
+    """Whoever was asked beside counts in `computed_tokens` alone, which OpenAI's API does not have."""
     return CompletionUsage(
         prompt_tokens=tokens.prompt_tokens,
         completion_tokens=tokens.completion_tokens,

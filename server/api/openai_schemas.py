@@ -55,7 +55,10 @@ def _without_nulls(body: Any) -> Any:
 
 class StreamOptions(RequestModel):
     include_usage: bool = Field(False, description="Let a last chunk without choices say how many tokens it was.")
-    continuous_usage_stats: Annotated[bool | None, _only(False)] = Field(None, description="Only false.")
+    continuous_usage_stats: bool = Field(
+        False, description="Let every chunk of text say how many tokens it was so far."
+    )
+    include_obfuscation: Annotated[bool | None, _only(False)] = Field(None, description="Only false.")
 
     _null_is_default = model_validator(mode="before")(_without_nulls)
 
@@ -64,6 +67,10 @@ class OpenAIRequest(SamplingFields):
     """What raw completions and those of chats have in common."""
 
     model: Ref = Field(description="An id of `GET /v1/models`, or an expert as name@version or name@alias.")
+    max_tokens: int | None = Field(None, ge=1, le=HARD_MAX_NEW_TOKENS, description="Most tokens to generate.")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=HARD_MAX_NEW_TOKENS, description="The newer name of `max_tokens`; if both are given, the same."
+    )
     min_tokens: int = Field(0, ge=0, le=HARD_MAX_NEW_TOKENS, description="No end of text before so many tokens.")
     temperature: float = Field(1.0, ge=0, le=2, description="0 always takes the most likely token.")
     top_k: Annotated[int, AfterValidator(lambda top_k: max(top_k, 0))] = Field(
@@ -85,15 +92,19 @@ class OpenAIRequest(SamplingFields):
     @property
     def most(self) -> int | None:
         """How many tokens it asks for at most; None: it does not say."""
-        raise NotImplementedError
+        return self.max_tokens or self.max_completion_tokens
 
     @property
     def most_field(self) -> str:
         """The field that says it, or would."""
-        return "max_tokens"
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
+        if self.max_completion_tokens not in (None, self.most):
+            raise PydanticCustomError(
+                "two_limits", "it is not what max_completion_tokens says: give one of them", {"param": "max_tokens"}
+            )
         if self.most is not None and self.min_tokens > self.most:
             raise PydanticCustomError(
                 "min_over_max",
@@ -115,17 +126,10 @@ class CompletionRequest(OpenAIRequest):
     )
 
     prompt: RawContent = Field(description="Raw text or token ids; the chat template is not applied.")
-    max_tokens: int | None = Field(
-        None, ge=1, le=HARD_MAX_NEW_TOKENS, description="Most tokens to generate; default 16."
-    )
     best_of: Annotated[int | None, _only(1)] = Field(None, description="Only 1.")
     logprobs: Annotated[int | None, _only(None)] = Field(None, description="Only null.")
     suffix: Annotated[str | None, _only("")] = Field(None, description="Only empty.")
     add_special_tokens: Annotated[bool | None, _only(True)] = Field(None, description="Only true.")
-
-    @property
-    def most(self) -> int | None:
-        return self.max_tokens
 
 
 def _in_one_text(content: Any) -> Any:
@@ -148,6 +152,7 @@ class ChatTurn(RequestModel):
     name: str | None = Field(None, description="Accepted, and of no effect.")
     refusal: Annotated[str | None, _only("")] = Field(None, description="Only null.")
     tool_calls: Annotated[list[Any] | None, _only([])] = Field(None, description="Only empty.")
+    annotations: Annotated[list[Any] | None, _only([])] = Field(None, description="Only empty.")
 
     _null_is_default = model_validator(mode="before")(_without_nulls)
 
@@ -164,15 +169,6 @@ class ChatCompletionRequest(OpenAIRequest):
     messages: list[ChatTurn] = Field(
         min_length=1, max_length=MAX_MESSAGES, fail_fast=True, description="Rendered with the base's chat template."
     )
-    max_completion_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=HARD_MAX_NEW_TOKENS,
-        description="Most tokens to generate; default as many as the context leaves, capped by the server's setting.",
-    )
-    max_tokens: int | None = Field(
-        None, ge=1, le=HARD_MAX_NEW_TOKENS, description="The older name of `max_completion_tokens`; give one of them."
-    )
     logprobs: Annotated[bool | None, _only(False)] = Field(None, description="Only false.")
     top_logprobs: Annotated[int | None, _only(0)] = Field(None, description="Only 0.")
     tools: Annotated[list[Any] | None, _only([])] = Field(None, description="Only empty.")
@@ -182,16 +178,12 @@ class ChatCompletionRequest(OpenAIRequest):
     add_generation_prompt: Annotated[bool | None, _only(True)] = Field(None, description="Only true.")
     continue_final_message: Annotated[bool | None, _only(False)] = Field(None, description="Only false.")
     add_special_tokens: Annotated[bool | None, _only(False)] = Field(None, description="Only false.")
-    metadata: dict[str, str] | None = Field(None, description="Accepted, and of no effect.")
+    functions: Annotated[list[Any] | None, _only([])] = Field(None, description="Only empty.")
+    function_call: Literal["none", "auto"] | None = Field(None, description="Of no effect, as there are no functions.")
+    modalities: Annotated[list[Any] | None, _only(["text"])] = Field(None, description="Only text.")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="Of no effect.")
+    metadata: dict[str, Any] | None = Field(None, description="Accepted, and of no effect.")
     store: Annotated[bool | None, _only(False)] = Field(None, description="Only false.")
-
-    @property
-    def most(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def most_field(self) -> str:
-        return "max_tokens" if self.max_tokens is not None else "max_completion_tokens"
 
     @property
     def conversation(self) -> tuple[Message, ...]:
@@ -199,14 +191,6 @@ class ChatCompletionRequest(OpenAIRequest):
             {"role": "system" if turn.role == "developer" else turn.role, "content": turn.content}
             for turn in self.messages
         )
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> Self:
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise PydanticCustomError(
-                "two_limits", "give either max_completion_tokens or max_tokens, not both", {"param": "max_tokens"}
-            )
-        return self
 
 
 class CompletionChoice(ResponseModel):

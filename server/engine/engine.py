@@ -8,6 +8,7 @@ came of it.
 import asyncio
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -129,6 +130,12 @@ class Engine:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closed
+
+    def room(self, prompt: Prompt, branches: Branches) -> int:
+        """The most new tokens that the context and all of the KV memory hold behind the prompt; 0: none."""
+        numbers = range(1, self.max_context - len(prompt.tokens) + 1)
+        total = self.blocks.num_blocks
+        return bisect_left(numbers, True, key=lambda number: self._blocks_needed(prompt, number, branches) > total)
 
     async def open(
         self, prompt: Prompt, *, max_new_tokens: int, branches: Branches | None = None, patient: bool = False

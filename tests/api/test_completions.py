@@ -205,6 +205,17 @@ async def test_usage_in_the_last_chunk_alone_is_what_false_continuous_usage_stat
     assert {chunk["usage"] for chunk in others} == {None}
 
 
+async def test_continuous_usage_stats_count_every_chunk_of_text(world: App) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"model": "relay/chain", "prompt": "hi", "max_tokens": 100, "stream": True, "stream_options": options}
+    *texts, _, last = chunks(await world.ask("POST", "/v1/completions", body))
+    counted = [chunk["usage"]["completion_tokens"] for chunk in texts]
+    assert len(counted) > 2
+    assert counted == sorted(set(counted))
+    assert {chunk["usage"]["prompt_tokens"] for chunk in texts} == {last["usage"]["prompt_tokens"]}
+    assert counted[-1] <= last["usage"]["completion_tokens"]
+
+
 async def test_a_prompt_over_the_context_is_told_in_the_words_of_this_route(world: App) -> None:
     reply = await world.ask("POST", "/v1/completions", {"model": "relay/chain", "prompt": [1] * 600})
     message = reply.json()["error"]["message"]
@@ -220,7 +231,8 @@ async def test_a_prompt_over_the_context_is_told_in_the_words_of_this_route(worl
         ({"use_beam_search": True}, "use_beam_search"),
         ({"length_penalty": 0.8}, "length_penalty"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
-        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         ({"best_of": 3}, "best_of"),
         ({"echo": True}, "echo"),
         ({"logprobs": 0}, "logprobs"),

@@ -11,6 +11,7 @@ import torch
 from fastapi import FastAPI
 from transformers import AutoTokenizer
 
+from expert_store import Indicators
 from server.app import build_app
 from server.engine import Engine
 from server.model.base import Base
@@ -30,6 +31,7 @@ class RealApp(App):
 
     real: Engine
     base: Base
+    chat: ChatFormat
 
     async def text(self, prompt: str, **fields: Any) -> str:
         body = {"prompt": prompt, "max_new_tokens": 12, "ignore_eos": True, **fields}
@@ -47,14 +49,13 @@ async def running(base_folder: Path, tmp_path: Path, **more: Any) -> AsyncIterat
         store=tmp_path / "store",
         cache=tmp_path / "cache",
         no_demo=True,
-        kv_memory=1 << 24,
         step_tokens=64,
-        **more,
+        **{"kv_memory": 1 << 24, **more},
     )
     world = RealApp(FastAPI(), settings)
 
     def make_engine(base: Base, chat: ChatFormat, config: Any, observer: Any) -> Engine:
-        world.real, world.base = Engine(base, chat, config, observer), base
+        world.real, world.base, world.chat = Engine(base, chat, config, observer), base, chat
         return world.real
 
     world.app = build_app(settings, make_engine=make_engine)
@@ -122,6 +123,28 @@ async def test_a_window_that_needs_more_slots_than_there_are_is_asked_one_by_one
     assert [c["score"] for c in single["considered"]] == pytest.approx(
         [c["score"] for c in whole["considered"]], rel=1e-4
     )
+
+
+async def test_without_a_limit_an_answer_is_as_long_as_kv_memory_and_context_allow(
+    base_folder: Path, tmp_path: Path, alora: Path
+) -> None:
+    hello = {"messages": [{"role": "user", "content": "hello"}], "ignore_eos": True}
+    async with running(base_folder, tmp_path, kv_memory=1 << 20) as world:
+        await world.register(alora, "one", threshold="0.001")
+        blocks = world.real.blocks
+        assert blocks.num_blocks * blocks.block_tokens < world.base.max_context
+        for model in (base_folder.name, "one", "relay/chain"):
+            reply = await world.ask("POST", "/v1/chat/completions", {"model": model, **hello})
+            assert reply.status == 200, reply.body
+            assert reply.json()["usage"]["completion_tokens"] > 16
+    async with running(base_folder, tmp_path) as world:
+        context = world.base.max_context
+        counts = {}
+        for model in (base_folder.name, "one"):
+            usage = (await world.ask("POST", "/v1/chat/completions", {"model": model, **hello})).json()["usage"]
+            counts[model] = context - usage["total_tokens"]
+        accept = len(world.chat.indicator_tokens(Indicators()).accept)
+        assert counts == {base_folder.name: 0, "one": accept}
 
 
 async def test_the_stream_gives_the_same_text(real: RealApp, alora: Path) -> None:

@@ -406,6 +406,25 @@ def test_an_expert_that_overflows_fails_alone(world: World, tmp_path: Path) -> N
     assert [asyncio.run(answer(world.engine, prompt, world.experts[name])) for name in names] == alone
 
 
+@pytest.mark.parametrize("branches", [Branches(), Branches(activated=3), Branches(plain=2), Branches(mixed=3)])
+def test_room_is_the_most_that_opens(world: World, branches: Branches) -> None:
+    prompt = prompt_of(world, "hello")
+    most = world.engine.room(prompt, branches)
+
+    async def opens(new_tokens: int) -> bool:
+        try:
+            async with await world.engine.open(prompt, max_new_tokens=new_tokens, branches=branches):
+                return True
+        except (PromptTooLong, RequestTooLarge):
+            return False
+
+    assert most > 0
+    assert asyncio.run(opens(most))
+    assert not asyncio.run(opens(most + 1))
+    full = Prompt((5,) * world.base.max_context, body_length=0)
+    assert world.engine.room(full, branches) == 0
+
+
 @pytest.mark.parametrize(
     "sampling",
     [

@@ -52,6 +52,9 @@ class FakeEngine:
     def max_context(self) -> int:
         return self.base.max_context
 
+    def room(self, prompt: Prompt, branches: Branches) -> int:  # noqa: ARG002 - all of it is context
+        return max(0, self.max_context - len(prompt.tokens))
+
     @property
     def num_open(self) -> int:
         return sum(not session.closed for session in self.sessions)
