@@ -10,15 +10,18 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks import generation
 from benchmarks.generation import Heard, Unheard, listen
 from benchmarks.lifecycle import Lifecycle, RouteFailed
+from benchmarks.swap import load
 from benchmarks.swap.__main__ import main
 from benchmarks.swap.known import Known
 from benchmarks.swap.load import run_phase, summarise
 from benchmarks.swap.swapping import Swap, swap_once, swap_steadily, time_registration
 from expert_store import ADAPTER_FILES
-from tests.benchmarks.scripted import Piece, scripted
+from tests.benchmarks.scripted import Piece, Scripted, crowd, pause, scripted
 from tests.support import tiny
+from tests.support.clocks import FakeTime
 
 
 @pytest.fixture
@@ -45,14 +48,25 @@ async def heard(*pieces: Piece, status: str = "200 OK") -> Heard | Unheard:
 
 
 @pytest.mark.anyio
-async def test_an_answer_is_its_text_its_version_and_the_times_between_its_pieces() -> None:
+async def test_an_answer_is_its_text_its_version_and_the_times_between_its_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeTime()  # which is read with every piece of text
+    monkeypatch.setattr(generation, "time", clock)
     answer = await heard(
-        event("routing", {}), 0.2, token("é\u2028"), 0.1, token("b"), 0.3, token("c"), 0.5, done(tokens=9)
+        event("routing", {}),
+        pause(clock, 0.2, reads=0),
+        token("é\u2028"),
+        pause(clock, 0.1, reads=1),
+        token("b"),
+        pause(clock, 0.3, reads=2),
+        token("c"),
+        pause(clock, 0.5, reads=3),
+        done(tokens=9),
     )
     assert isinstance(answer, Heard)
     assert (answer.ref, answer.text, answer.completion_tokens) == ("moving@3", "é\u2028bc", 9)
-    first, second = answer.gaps
-    assert 0.05 < first < 0.25 < second < 0.6
+    assert answer.gaps == pytest.approx((0.1, 0.3))
 
 
 @pytest.mark.anyio
@@ -71,12 +85,18 @@ async def test_an_answer_that_is_not_whole_says_why(pieces: tuple[Piece, ...], s
 
 
 @pytest.mark.anyio
-async def test_a_phase_ends_when_its_time_is_over_and_keeps_its_places_filled() -> None:
+async def test_a_phase_ends_when_its_time_is_over_and_keeps_its_places_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     known = Known({"moving@3": 0}, {(0, 0): "ab", (0, 1): "other"})
     asks = cycle([(0, {"prompt": "p"}), (1, {"prompt": "q"})])
     times: list[float] = []
+    clock = FakeTime()
+    monkeypatch.setattr(load, "time", clock)
+
+    async def move(_: Scripted) -> None:
+        clock.sleep(0.1)
+
     async with (
-        scripted(token("a"), 0.1, token("b"), done()) as server,
+        scripted(crowd(2), token("a"), 0.1, token("b"), move, done()) as server,
         httpx.AsyncClient(base_url=server.url) as client,
     ):
         phase = await run_phase(client, asks, known, seconds=0.5, concurrency=2, on_time=times.append)
