@@ -1,7 +1,7 @@
 """The swap benchmark: streams and routes as a server may answer them, then all of it against a real one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle
 from pathlib import Path
 from threading import Event
@@ -16,12 +16,12 @@ from benchmarks.lifecycle import Lifecycle, RouteFailed
 from benchmarks.swap import load
 from benchmarks.swap.__main__ import main
 from benchmarks.swap.known import Known
-from benchmarks.swap.load import run_phase, summarise
-from benchmarks.swap.swapping import Swap, swap_once, swap_steadily, time_registration
+from benchmarks.swap.load import Phase, run_phase, summarise
+from benchmarks.swap.swapping import Swap, Swapper, swap_once, swap_steadily, time_registration
 from expert_store import ADAPTER_FILES
 from tests.benchmarks.scripted import Piece, Scripted, crowd, pause, scripted
 from tests.support import tiny
-from tests.support.clocks import FakeTime
+from tests.support.clocks import FakeTime, HeldTime
 
 
 @pytest.fixture
@@ -234,6 +234,38 @@ def test_swaps_keep_to_their_period_until_they_are_told_to_stop(lifecycle: Calla
     assert 160 < waits[2] <= 180
 
 
+@pytest.fixture
+def eventful_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None ends before four answers, nor before a swap, where those have begun; however slow they are here."""
+    clock, listen, run_phase, begin = HeldTime(), load.listen, load.run_phase, Swapper.begin
+    heard: list[Heard] = []
+    versions = 0  # that there were when swaps began
+
+    async def counted(client: httpx.AsyncClient, request: Mapping[str, Any]) -> Heard | Unheard:
+        outcome = await listen(client, request)
+        if isinstance(outcome, Heard):
+            heard.append(outcome)
+        return outcome
+
+    def noted(swapper: Swapper) -> None:
+        nonlocal versions
+        versions = len(swapper.known.adapter_of)
+        begin(swapper)
+
+    async def held(
+        client: httpx.AsyncClient, asks: Iterator[Any], known: Known, *, seconds: float, **more: Any
+    ) -> Phase:
+        before = len(heard)
+        clock.begin_phase(seconds, lambda: len(heard) >= before + 4 and len(known.adapter_of) > versions)
+        return await run_phase(client, asks, known, seconds=seconds, **more)
+
+    monkeypatch.setattr(load, "time", clock)
+    monkeypatch.setattr(load, "listen", counted)
+    monkeypatch.setattr(load, "run_phase", held)
+    monkeypatch.setattr(Swapper, "begin", noted)
+
+
+@pytest.mark.usefixtures("eventful_phases")
 def test_a_server_on_a_tiny_base_is_measured_and_everything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

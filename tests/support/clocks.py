@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+_PATIENCE_SECONDS = 60.0
+
 
 class FakeTime:
     """Stands still unless somebody moves it or sleeps, and counts how often it was read."""
@@ -22,7 +24,8 @@ class FakeTime:
 
 
 class HeldTime:
-    """Real, but for a phase of so many seconds, which it does not let end before enough has happened in it."""
+    """Real, but for a phase of so many seconds, which it does not let end before enough has happened in it, unless that
+    never does."""
 
     def __init__(self) -> None:
         self._most = 0.0
@@ -33,4 +36,5 @@ class HeldTime:
 
     def perf_counter(self) -> float:
         now = time.perf_counter()
-        return now if now <= self._most or self._enough() else self._most
+        held = self._most < now < self._most + _PATIENCE_SECONDS and not self._enough()
+        return self._most if held else now
