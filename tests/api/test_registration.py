@@ -341,16 +341,17 @@ async def test_an_upload_may_take_longer_than_silence_may(
     monkeypatch.setattr(form, "SILENCE_SECONDS", 0.4)
     loop = asyncio.get_running_loop()
     now = loop.time()
-    monkeypatch.setattr(loop, "time", lambda: now)
     body, headers = multipart(registration_parts(alora, "sql"))
-    exchange = world.begin("POST", "/experts", chunks=[], headers=headers)
-    for part in (body[:1000], body[1000:2000], body[2000:3000]):
-        exchange.send(part)
-        while not exchange.is_waited_for:
-            await asyncio.sleep(0)
-        now += 0.3
-        for _ in range(10):  # in which whoever has waited too long would notice
-            await asyncio.sleep(0)
+    with monkeypatch.context() as clock:
+        clock.setattr(loop, "time", lambda: now)
+        exchange = world.begin("POST", "/experts", chunks=[], headers=headers)
+        for part in (body[:1000], body[1000:2000], body[2000:3000]):
+            exchange.send(part)
+            while not (exchange.is_waited_for or exchange.reply.complete):
+                await asyncio.sleep(0)
+            now += 0.3
+            for _ in range(10):  # in which whoever has waited too long would notice
+                await asyncio.sleep(0)
     exchange.send(body[3000:], last=True)
     assert (await exchange.finish()).status == 201
 
