@@ -237,7 +237,7 @@ def test_swaps_keep_to_their_period_until_they_are_told_to_stop(lifecycle: Calla
 @pytest.fixture
 def eventful_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     """None ends before four answers, nor before a swap, where those have begun; however slow they are here."""
-    clock, listen, run_phase, begin = HeldTime(), load.listen, load.run_phase, Swapper.begin
+    clock, begin = HeldTime(), Swapper.begin
     heard: list[Heard] = []
     versions = 0  # that there were when swaps began
 

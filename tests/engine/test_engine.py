@@ -241,7 +241,7 @@ def test_an_effect_beside_an_answer_is_measured_a_few_tokens_a_step(world: World
     tokens = prompt_of(world, "hello there, what can you do?").tokens
     prompt, expert = Prompt(tokens, body_length=len(tokens)), world.experts["plain8"]
     alone = asyncio.run(world.engine.measure_effect(expert, prompt))
-    computed = []
+    computed: list[int] = []
 
     def answer_has_only_begun() -> bool:
         return all(state.computed_tokens < len(tokens) for state in world.engine._active)
