@@ -48,6 +48,10 @@ async def upload(world: App, folder: Path, name: str, centroid: bytes | None = N
 
 async def register_base(world: App, pool: dict[str, Path]) -> None:
     assert (await upload(world, pool["pool-base"], "pool-base")).status == 201
+    await make_base(world)
+
+
+async def make_base(world: App) -> None:
     assert (await world.ask("PUT", "/experts/pool-base/aliases/gradient-base", {"version": 1})).status == 200
 
 
@@ -160,7 +164,9 @@ async def test_who_came_before_the_base_adapter_gets_the_same_centroid_in_the_ba
         await world.register(alora, "early")
         await world.register(lora, "silent", manifest="{}")
         assert (await gradient_router(world))["pending"] == 0
-        await register_all(world, pool)
+        for name, folder in pool.items():
+            assert (await upload(world, folder, name)).status == 201
+        await make_base(world)  # last: before the others are there it would be made as they are not
         assert (await gradient_router(world))["pending"] <= 1
         await world.register(alora, "late")
         scores = await pool_once_nothing_is_pending(world)

@@ -125,19 +125,10 @@ async def test_a_window_that_needs_more_slots_than_there_are_is_asked_one_by_one
     )
 
 
-async def test_without_a_limit_an_answer_is_as_long_as_kv_memory_and_context_allow(
-    base_folder: Path, tmp_path: Path, alora: Path
-) -> None:
+async def test_without_a_limit_an_answer_may_fill_the_context(base_folder: Path, tmp_path: Path, alora: Path) -> None:
     hello = {"messages": [{"role": "user", "content": "hello"}], "ignore_eos": True}
-    async with running(base_folder, tmp_path, kv_memory=1 << 20) as world:
-        await world.register(alora, "one", threshold="0.001")
-        blocks = world.real.blocks
-        assert blocks.num_blocks * blocks.block_tokens < world.base.max_context
-        for model in (base_folder.name, "one", "relay/chain"):
-            reply = await world.ask("POST", "/v1/chat/completions", {"model": model, **hello})
-            assert reply.status == 200, reply.body
-            assert reply.json()["usage"]["completion_tokens"] > 16
     async with running(base_folder, tmp_path) as world:
+        await world.register(alora, "one", threshold="0.001")
         context = world.base.max_context
         counts = {}
         for model in (base_folder.name, "one"):

@@ -17,6 +17,7 @@ from server.api import form
 from server.registry import MAX_RUNNING_REGISTRATIONS
 from tests.api.conftest import MANIFEST, App, Part, Start, multipart, registration_parts
 from tests.support import tiny
+from tests.support.waiting import until_true
 
 pytestmark = pytest.mark.anyio
 
@@ -337,12 +338,21 @@ async def test_silent_uploads_give_their_places_back(world: App, alora: Path, mo
 async def test_an_upload_may_take_longer_than_silence_may(
     world: App, alora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a clock that moves only while the upload is being waited for."""
     monkeypatch.setattr(form, "SILENCE_SECONDS", 0.4)
+    loop = asyncio.get_running_loop()
+    now = loop.time()
     body, headers = multipart(registration_parts(alora, "sql"))
-    exchange = world.begin("POST", "/experts", chunks=[], headers=headers)
-    for part in (body[:1000], body[1000:2000], body[2000:3000]):
-        exchange.send(part)
-        await asyncio.sleep(0.2)
+    with monkeypatch.context() as clock:
+        clock.setattr(loop, "time", lambda: now)
+        exchange = world.begin("POST", "/experts", chunks=[], headers=headers)
+        for part in (body[:1000], body[1000:2000], body[2000:3000]):
+            exchange.send(part)
+            while not (exchange.is_waited_for or exchange.reply.complete):
+                await asyncio.sleep(0)
+            now += 0.3
+            for _ in range(10):  # in which whoever has waited too long would notice
+                await asyncio.sleep(0)
     exchange.send(body[3000:], last=True)
     assert (await exchange.finish()).status == 201
 
@@ -374,7 +384,8 @@ async def test_a_full_disk_is_told_as_that(world: App, alora: Path, monkeypatch:
 async def test_only_so_many_registrations_run_at_a_time(world: App, alora: Path) -> None:
     _, headers = multipart([])
     held = [world.begin("POST", "/experts", chunks=[], headers=headers) for _ in range(MAX_RUNNING_REGISTRATIONS)]
-    await asyncio.sleep(0.1)
+    registry = world.app.state.serving.registry
+    await until_true(lambda: registry._num_running == MAX_RUNNING_REGISTRATIONS)
     reply = await world.register(alora, "sql")
     assert (reply.status, reply.json()["error"]["code"]) == (429, "registrations_busy")
     assert int(reply.headers["retry-after"]) >= 1

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-Piece = bytes | float  # bytes to send, or seconds to wait
+from tests.support.clocks import FakeTime
+from tests.support.waiting import until_true
+
+Piece = bytes | float | Callable[["Scripted"], Awaitable[None]]  # bytes to send, seconds to wait, or what to wait for
 
 
 @dataclass
@@ -32,6 +35,8 @@ class Scripted:
             if isinstance(piece, bytes):
                 writer.write(piece)
                 await writer.drain()
+            elif callable(piece):
+                await piece(self)
             else:
                 await asyncio.sleep(piece)
         self.num_open -= 1
@@ -46,6 +51,21 @@ async def scripted(*pieces: Piece, status: str = "200 OK") -> AsyncIterator[Scri
     script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
         yield script
+
+
+def crowd(size: int) -> Piece:
+    """Nobody is answered further before so many have once been answered at a time."""
+    return lambda server: until_true(lambda: server.most_open >= size)
+
+
+def pause(time: FakeTime, seconds: float, *, reads: int) -> Piece:
+    """So long a wait on the client's clock, once the client has read it so often: that it has what came before."""
+
+    async def wait(_: Scripted) -> None:
+        await until_true(lambda: time.num_reads >= reads)
+        time.sleep(seconds)
+
+    return wait
 
 
 def event(**fields: Any) -> bytes:

@@ -1,14 +1,42 @@
 """What features cost other requests: measured against a real server on a tiny base, and written."""
 
+import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from benchmarks.gradient_cost import main
+from benchmarks import gradient_cost
+from benchmarks.gradient_cost import Phase, main
+from tests.support.clocks import HeldTime
 from tests.support.three_routers import ThreeRouters
 
 
+@pytest.fixture
+def three_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loaded phase does not end before there have been three, however slow they are here."""
+    clock, made = HeldTime(), list[str]()
+    feature, run_phase = gradient_cost._feature, gradient_cost.run_phase
+
+    async def counted(client: httpx.AsyncClient, prompt: str) -> None:
+        await feature(client, prompt)
+        made.append(prompt)
+
+    async def held(
+        client: httpx.AsyncClient, prompts: Iterator[str], given: argparse.Namespace, *, loaded: bool
+    ) -> Phase:
+        before = len(made)
+        clock.begin_phase(given.seconds, enough=lambda: not loaded or len(made) >= before + 3)
+        return await run_phase(client, prompts, given, loaded=loaded)
+
+    monkeypatch.setattr(gradient_cost, "time", clock)
+    monkeypatch.setattr(gradient_cost, "_feature", counted)
+    monkeypatch.setattr(gradient_cost, "run_phase", held)
+
+
+@pytest.mark.usefixtures("three_features")
 def test_quiet_and_loaded_take_turns_and_everything_is_written(
     three_routers: ThreeRouters, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

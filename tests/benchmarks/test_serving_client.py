@@ -3,10 +3,12 @@
 import httpx
 import pytest
 
+from benchmarks.serving import client as timed
 from benchmarks.serving.client import BrokenStream, Completed, Failed, complete, read_events
 from benchmarks.serving.load import run_round
 from benchmarks.serving.work import Job
-from tests.benchmarks.scripted import DONE, Piece, event, scripted, text, usage
+from tests.benchmarks.scripted import DONE, Piece, crowd, event, pause, scripted, text, usage
+from tests.support.clocks import FakeTime
 
 pytestmark = pytest.mark.anyio
 JOB = Job("sql", "river stone", 3)
@@ -22,18 +24,36 @@ async def outcome(*pieces: Piece, status: str = "200 OK") -> Completed | Failed:
         return await complete(client, JOB)
 
 
-async def test_times_are_those_of_the_chunks_and_tokens_those_of_the_usage() -> None:
-    ran = await outcome(0.2, text("a"), 0.1, text("b"), 0.3, text("c"), 1.2, usage(3), DONE)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    """The client's; it reads it when it sends, and with every piece of text."""
+    clock = FakeTime()
+    monkeypatch.setattr(timed, "time", clock)
+    return clock
+
+
+async def test_times_are_those_of_the_chunks_and_tokens_those_of_the_usage(clock: FakeTime) -> None:
+    ran = await outcome(
+        pause(clock, 0.2, reads=1),
+        text("a"),
+        pause(clock, 0.1, reads=2),
+        text("b"),
+        pause(clock, 0.3, reads=3),
+        text("c"),
+        pause(clock, 1.2, reads=4),
+        usage(3),
+        DONE,
+    )
     assert isinstance(ran, Completed)
     assert ran.completion_tokens == 3
-    assert 0.15 < ran.first_token < 0.4
-    assert 0.15 < ran.inter_token < 0.4
+    assert ran.first_token == pytest.approx(0.2)
+    assert ran.inter_token == pytest.approx(0.2)
 
 
-async def test_several_tokens_in_one_chunk_are_counted_as_several() -> None:
-    ran = await outcome(text("abc"), 0.6, text(""), usage(3), DONE)
+async def test_several_tokens_in_one_chunk_are_counted_as_several(clock: FakeTime) -> None:
+    ran = await outcome(text("abc"), pause(clock, 0.6, reads=2), text(""), usage(3), DONE)
     assert isinstance(ran, Completed)
-    assert 0.2 < ran.inter_token < 0.5
+    assert ran.inter_token == pytest.approx(0.3)
 
 
 async def test_the_request_asks_for_greedy_full_length_answers_and_their_usage() -> None:
@@ -111,7 +131,7 @@ async def test_a_stream_that_is_cut_anywhere_is_broken() -> None:
 async def test_a_round_keeps_as_many_requests_under_way_as_it_is_told_and_sends_each_once() -> None:
     todo = [Job("sql", f"prompt {number}", 3) for number in range(10)]
     told: list[None] = []
-    async with scripted(0.05, text("a"), text("b"), text("c"), usage(3), DONE) as server:
+    async with scripted(crowd(4), 0.05, text("a"), text("b"), text("c"), usage(3), DONE) as server:
         ran = await run_round(server.url, todo, 4, lambda: told.append(None))
     assert server.most_open == 4
     assert sorted(body["prompt"] for body in server.bodies) == sorted(job.prompt for job in todo)

@@ -18,6 +18,7 @@ from tests.docker.prometheus import PROGRAM, Prometheus
 from tests.docker.promql import fill_variables
 from tests.support import tiny
 from tests.support.server import RelayServer
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,6 +59,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         for _ in range(ROUNDS):
             _a_bit_of_everything(server, adapters)
             time.sleep(1)
+        ended = time.time()
+        scraped_since = f'timestamp(up{{job="lora-relay"}}) > {ended}'
+        until(lambda: watching.query(scraped_since) != [])
         yield watching
 
 

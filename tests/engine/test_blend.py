@@ -18,7 +18,7 @@ from server.model.chat import ChatFormat, Prompt
 from server.model.lora import layer_of
 from server.model.states import mean_states
 from tests.engine.conftest import Recorder, World, small_config
-from tests.support import tiny
+from tests.support import held_steps, tiny
 
 COUNT = 12
 PLAIN = ("plain8", "plain64", "plain12")
@@ -177,13 +177,17 @@ def test_a_step_counts_every_expert_of_a_mixture_once(base_folder: Path, world: 
     engine = Engine(base, world.chat, small_config(), recorder)
     engine.start()
 
+    prompt = prompt_of(world, TEXTS[0])
+    who: list[Answerer] = [mixture_of(world), world.experts[PLAIN[0]], world.experts["act4"], None]
+
     async def together() -> None:
-        prompt = prompt_of(world, TEXTS[0])
-        who: list[Answerer] = [mixture_of(world), world.experts[PLAIN[0]], world.experts["act4"], None]
         await asyncio.gather(*(answer(engine, prompt, one) for one in who))
 
     try:
-        asyncio.run(together())
+        for one in who:
+            asyncio.run(answer(engine, prompt, one))  # has read the experts' files
+        with held_steps.together(engine, len(who)):
+            asyncio.run(together())
     finally:
         engine.stop()
     assert max(step.experts for step in recorder.steps) == len(PLAIN) + 1

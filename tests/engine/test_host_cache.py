@@ -52,9 +52,9 @@ def test_a_read_counts_before_it_has_ended_and_is_not_dropped() -> None:
     assert not cache.ready(of("slow", 25), keep=())
     assert cache.used_bytes == 25
     assert not cache.ready(of("late"), keep=())
-    assert disk.reads == ["slow"]
     disk.let("slow")
     disk.wait(1)
+    assert disk.reads == ["slow"]
     load(cache, disk, of("late"))
     assert cache.used_bytes == 10
 
@@ -78,7 +78,9 @@ def test_a_failed_read_is_told_once_and_leaves_nothing() -> None:
         cache.ready(of("a", 20), keep=())
     assert cache.used_bytes == 0
     disk.broken.clear()
+    disk.hold("a")
     assert not cache.ready(of("a", 20), keep=())
+    disk.let("a")
     disk.wait(2)
     assert cache.ready(of("a", 20), keep=())
 

@@ -17,7 +17,7 @@ from server.errors import BaseModelError
 from server.model.base import DtypeName, load_base
 from server.model.chat import ChatFormat, Prompt
 from tests.engine.conftest import ADAPTERS, Recorder, World, small_config
-from tests.support import tiny
+from tests.support import held_steps, tiny
 
 PROMPTS = ["What is the capital of France?", "the quick brown fox " * 12, "0123", "Jumps over the lazy dog, " * 5]
 COUNT = 12
@@ -66,7 +66,8 @@ def test_mixed_batch_gives_the_same_tokens_as_alone(world: World, shape: str) ->
     async def together() -> list[list[int]]:
         return await asyncio.gather(*(answer(world.engine, *request, 2 * COUNT) for request in requests))
 
-    assert asyncio.run(together()) == alone
+    with held_steps.together(world.engine, len(requests)):
+        assert asyncio.run(together()) == alone
     assert max(step.sequences for step in world.recorder.steps[steps_before:]) == len(names)
 
 
@@ -203,6 +204,7 @@ def test_an_answer_begins_with_the_step_that_chose_it(world: World, tmp_path: Pa
 def test_a_short_prompt_and_all_its_probes_are_one_step(world: World) -> None:
     prompt = world.chat.render([{"role": "user", "content": "abc"}])
     asked = [world.experts[name] for name in ("act4", "act16", "act64")]
+    asyncio.run(probed_tokens(world.engine, prompt_of(world, 0), asked, 0))  # has read the experts' files
     before = len(world.recorder.steps)
 
     async def probe() -> None:

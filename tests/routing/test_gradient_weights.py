@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_store import BASE_ALIAS, Catalog, Centroid, Expert, ExpertVersion, Origin, Training, Vector
@@ -57,6 +57,7 @@ class FixedSource:
         return self._vector
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-100, 100), min_size=1, max_size=12, unique=True), st.integers(1, 16))
 def test_weights_are_the_softmax_of_standardised_scores(hundredths: list[int], num_experts: int) -> None:
     scores = [value / 100 for value in hundredths]

@@ -13,6 +13,7 @@ from expert_store import breathe
 from server import background, breaks
 from server.background import BREAKS, _step_back, begin_in_background, in_background
 from server.breaks import PART_SECONDS
+from tests.support.waiting import until_true
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +26,8 @@ def anyio_backend() -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads of a process cannot differ")
 async def test_background_threads_come_behind_all_others() -> None:
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert await in_background(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())) > own
+    theirs = await in_background(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert theirs > own if own < 10 else theirs == own  # far enough behind as it is
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
@@ -125,6 +127,7 @@ async def test_work_that_fails_has_ended() -> None:
     def fail() -> None:
         raise ValueError("on purpose")
 
+    await until_true(lambda: BREAKS.num_working == 0)  # what other tests began
     with pytest.raises(ValueError, match="on purpose"):
         await in_background(fail)
     assert BREAKS.num_working == 0

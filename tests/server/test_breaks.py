@@ -8,6 +8,7 @@ import pytest
 
 from server import breaks
 from server.breaks import Breaks
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -30,13 +31,6 @@ def begin(do: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=do, daemon=True)
     thread.start()
     return thread
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 @pytest.mark.usefixtures("generous")
@@ -66,13 +60,17 @@ def test_the_next_step_waits_for_work_that_has_waited_for_the_last() -> None:
 
 @pytest.mark.usefixtures("generous")
 def test_it_waits_for_what_follows_soon_upon_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breaks, "_NEXT_SECONDS", 1.0)
+    monkeypatch.setattr(breaks, "_NEXT_SECONDS", 60.0)
     shared, happened = Breaks(), list[str]()
+
+    def last() -> None:
+        happened.append("second")
+        monkeypatch.setattr(breaks, "_NEXT_SECONDS", 0.001)
 
     def two() -> None:
         work(shared, lambda: happened.append("first"))
         time.sleep(0.05)
-        work(shared, lambda: happened.append("second"))
+        work(shared, last)
 
     with shared.step():
         worker = begin(two)

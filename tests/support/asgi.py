@@ -43,6 +43,11 @@ class Exchange:
         """One more piece of the body, of a request begun without any."""
         self._messages.put_nowait({"type": "http.request", "body": chunk, "more_body": not last})
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the application has all that was sent, and waits for more."""
+        return bool(self._messages._getters)  # type: ignore[attr-defined]
+
     def leave(self) -> None:
         self._messages.put_nowait({"type": "http.disconnect"})
 

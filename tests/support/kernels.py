@@ -2,22 +2,26 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
 
+from server.model import native
 from server.model.native import LEVELS, Kernels, build, load_kernels
 
 
 @pytest.fixture(scope="session")
-def kernels_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where libraries are built; that of all processes of a run."""
+def kernels_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where libraries are built, however long it takes here; that of all processes of a run."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "every-level"
     folder.mkdir(exist_ok=True)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_COMPILE_SECONDS", 250)
+        yield folder
 
 
 @pytest.fixture(scope="session")

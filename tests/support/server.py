@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -39,17 +38,16 @@ class RelayServer:
         self.client = httpx.Client(timeout=120)
 
     def start(self) -> None:
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RELAY_")} | {"OMP_NUM_THREADS": "2"}
         with self._log.open("ab") as log:
+            said_before = log.tell()
             self._process = subprocess.Popen(
-                [sys.executable, *self._program, "serve", "--host", "127.0.0.1", "--port", str(port), *self._arguments],
+                [sys.executable, *self._program, "serve", "--host", "127.0.0.1", "--port", "0", *self._arguments],
                 stdout=log,
                 stderr=log,
                 env=environment,
             )
-        self._wait_until_ready()
+        self._wait_until_ready(said_before)
 
     def kill(self) -> None:
         """kill -9: nothing gets to tidy up."""
@@ -114,13 +112,14 @@ class RelayServer:
             self._process.send_signal(how)
         return self._process.wait(timeout=60)
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, said_before: int) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             assert self._process is not None
             assert self._process.poll() is None, self._log.read_text()[-3000:]
+            self.url = _listens_at(self._log.read_bytes()[said_before:])
             try:
-                if self.client.get(self.url + "/readyz").status_code == 200:
+                if self.url and self.client.get(self.url + "/readyz").status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -133,7 +132,7 @@ class RelayServer:
         return response.json()
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def _listens_at(log: bytes) -> str:
+    """The address that the server says it has taken; empty until then."""
+    said = [json.loads(line) for line in log.splitlines() if line.startswith(b"{") and line.endswith(b"}")]
+    return next((str(line["url"]) for line in said if line.get("event") == "ready"), "")
