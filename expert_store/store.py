@@ -163,7 +163,7 @@ class ExpertStore:
                 self._kept[kept_label(name, version)] = Claim(self._layout, kept_label(name, version))
             try:
                 catalog = self._commit(following)
-            except OSError:
+            except (OSError, StoreError):
                 if keep_files and read_record(self._layout).has(name, version):
                     self._kept.pop(kept_label(name, version)).release()
                 raise

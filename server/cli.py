@@ -106,7 +106,7 @@ def generate(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask for an answer, and who gave it."""
+    """Ask for an answer: its text alone goes to the standard output, who gave it to the other."""
     with _clear_errors():
         answer = client.generate(
             server_url(url),
@@ -117,20 +117,29 @@ def generate(
             temperature=temperature,
             seed=seed,
         )
-        _print(answer, show.generation, as_json=as_json)
+        if as_json:
+            _print(answer, show.decision, as_json=True)
+            return
+        typer.echo(answer["text"])  # as it is: rich would break its lines
+        _say(show.answerer(answer), style="dim")
 
 
 @app.command()
 def chain(
     order: Annotated[list[str] | None, typer.Argument(help="Experts to ask; without any, show who is asked.")] = None,
+    none: Annotated[bool, typer.Option("--none", help="Ask nobody.")] = False,
     generation: Annotated[int | None, typer.Option(help="Only if the catalog is still at this one.")] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Set or show whom the chain asks, first to last."""
+    if order and none:
+        raise typer.BadParameter("give names or --none, not both")
+    if generation is not None and not (order or none):
+        raise typer.BadParameter("--generation is for setting the chain: give names, or --none")
     with _clear_errors():
-        server = server_url(url)
-        answer = client.set_chain(server, order, generation) if order else client.show_chain(server)
+        server, changed = server_url(url), bool(order) or none
+        answer = client.set_chain(server, order or (), generation) if changed else client.show_chain(server)
         _print(answer, show.chain, as_json=as_json)
 
 

@@ -245,7 +245,7 @@ class Metrics:
             for considered in decision.considered:
                 verdict = "fail" if considered.problem else "accept" if considered.accepted else "reject"
                 self.verdicts.labels(self._label(considered.expert), verdict).inc()
-            self.chain_length.observe(len(decision.considered))
+            self.chain_length.observe(sum(c.problem is None for c in decision.considered))
         if decision.shortlist is not None:
             self._count_shortlist(decision.shortlist)
         if decision.fallback:

@@ -58,12 +58,11 @@ def router_table(answer: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def generation(answer: Mapping[str, Any]) -> RenderableType:
-    """The text as it is, and below it who gave it."""
+def answerer(answer: Mapping[str, Any]) -> str:
+    """Who gave an answer, why, and what it took."""
     routing, usage = answer["routing"], answer["usage"]
     cost = f"{usage['completion_tokens']} tokens, {answer['timings']['total_ms']:.0f} ms"
-    who = f"{_who(routing)}, {routing['reason']}, {answer['finish_reason']}; {cost}"
-    return Group(Text(answer["text"]), Text(who, style="dim"))
+    return f"{_who(routing)}, {routing['reason']}, {answer['finish_reason']}; {cost}"
 
 
 def alias(answer: Mapping[str, Any]) -> RenderableType:

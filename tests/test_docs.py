@@ -9,7 +9,7 @@ from pydantic import ByteSize
 
 from expert_store import Catalog
 from server.api.errors import error_codes
-from server.api.openai_schemas import CompletionRequest
+from server.api.openai_schemas import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from server.api.request_schemas import GenerateRequest
 from server.app import build_app
 from server.metrics import Metrics
@@ -38,9 +38,10 @@ def test_every_field_of_a_generate_request_is_documented() -> None:
     assert set(GenerateRequest.model_fields) <= set(first_column(read("api.md")))
 
 
-def test_every_field_of_a_completion_request_is_documented() -> None:
+@pytest.mark.parametrize("body", [CompletionRequest, ChatCompletionRequest])
+def test_every_field_of_a_completion_request_is_documented(body: type[OpenAIRequest]) -> None:
     section = read("api.md").partition("\n## OpenAI")[2].partition("\n## ")[0]
-    assert set(CompletionRequest.model_fields) <= set(re.findall(r"`(\w+)`", section))
+    assert set(body.model_fields) <= set(re.findall(r"`(\w+)`", section))
 
 
 def test_every_setting_is_documented_with_its_variable_and_default() -> None:

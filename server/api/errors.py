@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
+from starlette.staticfiles import StaticFiles
 
 from expert_store import errors as store_errors
 from server import errors as relay_errors
@@ -145,7 +146,9 @@ def translate(error: Exception) -> ApiError:
         kind = FRAMEWORK_ERRORS.get(error.status_code) or ErrorKind(error.status_code, _INVALID, "http_error")
         return ApiError(kind, str(error.detail))
     if _is_full_disk(error):
-        return ApiError(STORAGE_FULL, "the server's disk is full: free some space, then send this again")
+        return ApiError(
+            STORAGE_FULL, "the server's disk is full: free some space, look what is there, then send it again"
+        )
     kind = next((ERROR_TABLE[cls] for cls in type(error).__mro__ if cls in ERROR_TABLE), INTERNAL)
     if isinstance(error, relay_errors.RelayError):
         return ApiError(kind, error.message, error.param, _retry_after_seconds(error))
@@ -198,6 +201,8 @@ def _not_served(request: Request) -> str:
 def _served_methods(request: Request) -> list[str]:
     """Those of the request's path. Starlette names those of the first route alone."""
     routes = request.app.routes
+    if isinstance(request.scope.get("endpoint"), StaticFiles):
+        return ["GET", "HEAD"]
     return [
         method
         for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")

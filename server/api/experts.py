@@ -72,7 +72,7 @@ async def show_version(serving: Ready, name: ExpertName, version: Number) -> Ver
     return version_record(expert, expert.select(str(version)), catalog)
 
 
-@router.delete("/experts/{name}/versions/{version}", responses=errors(404, 409, 503))
+@router.delete("/experts/{name}/versions/{version}", responses=errors(404, 409, 503, 507))
 async def delete_version(serving: Ready, name: ExpertName, version: Number) -> DeletedVersion:
     """Takes a version out of the pool; requests that run on it finish with it."""
     catalog = await serving.registry.delete_version(name, version)
@@ -81,7 +81,7 @@ async def delete_version(serving: Ready, name: ExpertName, version: Number) -> D
 
 @router.put(
     "/experts/{name}/aliases/{alias}",
-    responses=errors(400, 404, 413, 415, 503),
+    responses=errors(400, 404, 413, 415, 503, 507),
     openapi_extra=json_request(AliasRequest),
 )
 async def set_alias(
@@ -95,7 +95,7 @@ async def set_alias(
     return AliasResponse(name=name, alias=alias, version=body.version, catalog_generation=catalog.generation)
 
 
-@router.delete("/experts/{name}/aliases/{alias}", responses=errors(404, 503))
+@router.delete("/experts/{name}/aliases/{alias}", responses=errors(404, 503, 507))
 async def remove_alias(serving: Ready, name: ExpertName, alias: ExpertName) -> AliasResponse:
     """Removes an alias; without `live` the chain passes the expert by."""
     catalog = await serving.registry.remove_alias(name, alias)
@@ -108,7 +108,7 @@ async def show_chain(serving: Ready) -> ChainResponse:
     return chain_response(serving.registry.catalog)
 
 
-@router.put("/chain", responses=errors(400, 404, 409, 413, 415, 503), openapi_extra=json_request(ChainRequest))
+@router.put("/chain", responses=errors(400, 404, 409, 413, 415, 503, 507), openapi_extra=json_request(ChainRequest))
 async def set_chain(serving: Ready, body: Annotated[ChainRequest, Depends(read_json(ChainRequest))]) -> ChainResponse:
     """Sets who is asked, first to last."""
     return chain_response(await serving.registry.set_chain(body.order, expected_generation=body.generation))
@@ -120,7 +120,9 @@ async def show_fallback(serving: Ready) -> FallbackResponse:
     return fallback_response(serving.registry.catalog)
 
 
-@router.put("/fallback", responses=errors(400, 404, 413, 415, 422, 503), openapi_extra=json_request(FallbackRequest))
+@router.put(
+    "/fallback", responses=errors(400, 404, 413, 415, 422, 503, 507), openapi_extra=json_request(FallbackRequest)
+)
 async def set_fallback(
     serving: Ready, body: Annotated[FallbackRequest, Depends(read_json(FallbackRequest))]
 ) -> FallbackResponse:

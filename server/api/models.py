@@ -14,7 +14,7 @@ from expert_store import Catalog, ExpertVersion, StoreError
 from server.api.openai_schemas import ModelCard, ModelList
 from server.api.openapi import errors
 from server.api.serving import Ready, Serving
-from server.routing.base import RouterName, ScoringRouter
+from server.routing.base import RouterName, RouterStatus, ScoringRouter
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -44,12 +44,14 @@ async def list_models(serving: Ready) -> ModelList:
     return ModelList(data=_cards(serving, serving.registry.catalog))
 
 
-@router.get("/models/{model:path}", responses=errors(404, 503))
+@router.get("/models/{model:path}", responses=errors(404, 409, 503))
 async def show_model(model: str, serving: Ready) -> ModelCard:
     """One of them, or an expert as name@version or name@alias."""
     for card in _own_cards(serving):
         if card.id == model:
             return card
+    if model in ROUTERS:
+        _status(serving, ROUTERS[model]).require()
     try:
         version = serving.registry.catalog.resolve(model)
     except StoreError as error:
@@ -72,6 +74,11 @@ def _own_cards(serving: Serving) -> list[ModelCard]:
         ModelCard(id=base, created=started, parent=None),
         *(ModelCard(id=f"relay/{status.router}", created=started, parent=base) for status in statuses if status.ready),
     ]
+
+
+def _status(serving: Serving, router: ScoringRouter) -> RouterStatus:
+    statuses, _ = serving.service.router_statuses()
+    return next(status for status in statuses if status.router == router)
 
 
 def _expert_card(serving: Serving, model: str, version: ExpertVersion) -> ModelCard:

@@ -31,8 +31,8 @@ _ERRORS = {
     415: ("unsupported_media_type", "The content type is not one this route reads."),
     422: ("invalid_field", "A value that cannot be served; `param` names it."),
     429: ("too_busy", "Every place is taken; Retry-After says when to come back."),
-    507: ("storage_full", "There is no room left on the server's disk."),
     503: ("not_ready", "Starting up, shutting down, or the engine has stopped."),
+    507: ("storage_full", "There is no room left on the server's disk."),
 }
 
 

@@ -12,7 +12,7 @@ import asyncio
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +53,10 @@ class _Terms:
         delta = inputs[0].to(self.a_RI.dtype) @ self.a_RI.T @ self.b_OR.T * self.scaling
         return output + delta.to(output.dtype)
 
+    def fits(self, widths: tuple[int, int]) -> bool:
+        rank, (num_in, num_out) = len(self.a_RI), widths
+        return (self.a_RI.shape, self.b_OR.shape) == ((rank, num_in), (num_out, rank))
+
 
 class GradientRunner:
     """The base model, with gradients, beside whatever else it does. One pass at a time, in any thread.
@@ -65,6 +69,7 @@ class GradientRunner:
         if base.device.type == "cpu" and (base.dtype != torch.bfloat16 or multiplies_bf16(base.device)):
             self._model.set_attn_implementation("eager")  # its backward pass takes two thirds of sdpa's time then
         self._opening = chat.opening
+        self.widths = base.spec.linears
         self._running = threading.Lock()
 
     @property
@@ -110,7 +115,7 @@ class GradientFeature:
     def __init__(self, runner: GradientRunner, adapter: Path, projection: Projection) -> None:
         """`adapter` is a folder with PEFT's two files of a plain LoRA. Raises InvalidAdapter."""
         self._runner = runner
-        self._terms = _read_terms(adapter, runner.device)
+        self._terms = _read_terms(adapter, runner.widths, runner.device)
         length = sum(term.a_RI.numel() + term.b_OR.numel() for term in self._terms.values())
         self._sketch = CountSketch(projection, length, runner.device)
 
@@ -196,8 +201,8 @@ def _twin(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
-def _read_terms(folder: Path, device: torch.device) -> dict[str, _Terms]:
-    """By module path, in order. Raises InvalidAdapter."""
+def _read_terms(folder: Path, widths: Mapping[str, tuple[int, int]], device: torch.device) -> dict[str, _Terms]:
+    """By module path, in order; `widths`: of the base's linears, input and output. Raises InvalidAdapter."""
     config = read_config(folder)
     if config.invocation_tokens is not None:
         raise InvalidAdapter(
@@ -215,4 +220,10 @@ def _read_terms(folder: Path, device: torch.device) -> dict[str, _Terms]:
     def leaf(path: str, end: str) -> Tensor:
         return tensors[f"{KEY_START}{path}{end}"].float().requires_grad_()
 
-    return {path: _Terms(leaf(path, A_END), leaf(path, B_END), config.scaling_of(path)) for path in paths}
+    try:
+        terms = {path: _Terms(leaf(path, A_END), leaf(path, B_END), config.scaling_of(path)) for path in paths}
+    except KeyError as error:
+        raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: it lacks {error}, so it was changed") from error
+    if not all(term.fits(widths.get(path, (0, 0))) for path, term in terms.items()):
+        raise InvalidAdapter(WEIGHTS_FILE, f"{WEIGHTS_FILE}: its tensors do not fit this base, so it was changed")
+    return terms

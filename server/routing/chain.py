@@ -65,6 +65,7 @@ class ChainRouter:
     def __init__(self, *, window: int = 8, plain_window: int = 2) -> None:
         self._window = window
         self._plain_window = plain_window
+        self._told: set[tuple[str, str]] = set()  # problems that the log has already
 
     def status(self, catalog: Catalog) -> RouterStatus:  # noqa: ARG002 - with nobody to ask, the base answers
         """Always ready."""
@@ -96,18 +97,44 @@ class ChainRouter:
         """Verdicts in chain order, of all that had to be asked."""
         place = {expert.digest: number for number, expert in enumerate(window)}
         activated = [expert for expert in window if expert.asked_as.kind == "alora"]
-        verdicts = await _ask(activated, prober)
+        verdicts = await self._ask(activated, prober)
         first = next((v.expert for v in verdicts if v.accepted), None)
         before = window if first is None else window[: place[first.digest]]
         plain = [expert for expert in before if expert.asked_as.kind == "lora"]
         for start in range(0, len(plain), self._plain_window):
-            answers = await _ask(plain[start : start + self._plain_window], prober)
+            answers = await self._ask(plain[start : start + self._plain_window], prober)
             verdicts += answers
             if any(verdict.accepted for verdict in answers):
                 break
         verdicts.sort(key=lambda verdict: place[verdict.expert.digest])
         _drop_losers(verdicts, prober)
         return verdicts
+
+    async def _ask(self, experts: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:
+        """Verdicts of all, asked together; where that fails, half of them at a time, until it is known who is the
+        cause."""
+        if not experts:
+            return []
+        try:
+            answers = await prober.score([expert.asked_as for expert in experts])
+        except (StoreError, RequestTooLarge, ExpertTooLarge) as error:
+            if len(experts) == 1:
+                return [self._problem(experts[0], error.message)]
+            half = len(experts) // 2
+            return [*await self._ask(experts[:half], prober), *await self._ask(experts[half:], prober)]
+        scores = [score(logits) for logits in answers]
+        verdicts = [
+            Verdict(expert, value, value >= expert.manifest.threshold)
+            for expert, value in zip(experts, scores, strict=True)
+        ]
+        prober.drop([v.expert.asked_as for v in verdicts if not v.accepted or v.expert.gate is not None])
+        return verdicts
+
+    def _problem(self, expert: ExpertVersion, said: str) -> Verdict:
+        if (expert.digest, said) not in self._told:
+            self._told.add((expert.digest, said))
+            log.warning("expert_cannot_be_asked", expert=expert.ref, problem=said)
+        return Verdict(expert, math.nan, False, said)
 
 
 @dataclass(frozen=True)
@@ -130,26 +157,6 @@ class ChainPlan:
 
 def _candidates(catalog: Catalog, shortlist: Shortlist | None) -> tuple[ExpertVersion, ...]:
     return catalog.chain_experts if shortlist is None else shortlist.experts
-
-
-async def _ask(experts: Sequence[ExpertVersion], prober: Prober) -> list[Verdict]:
-    """Verdicts of all, asked together; where that fails, one by one, so that it is known who is the cause."""
-    if not experts:
-        return []
-    try:
-        answers = await prober.score([expert.asked_as for expert in experts])
-    except (StoreError, RequestTooLarge, ExpertTooLarge) as error:
-        if len(experts) == 1:
-            log.warning("expert_cannot_be_asked", expert=experts[0].ref, problem=error.message)
-            return [Verdict(experts[0], math.nan, False, error.message)]
-        return [verdict for expert in experts for verdict in await _ask([expert], prober)]
-    scores = [score(logits) for logits in answers]
-    verdicts = [
-        Verdict(expert, value, value >= expert.manifest.threshold)
-        for expert, value in zip(experts, scores, strict=True)
-    ]
-    prober.drop([v.expert.asked_as for v in verdicts if not v.accepted or v.expert.gate is not None])
-    return verdicts
 
 
 def _drop_losers(verdicts: Sequence[Verdict], prober: Prober) -> None:

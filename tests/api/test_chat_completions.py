@@ -85,6 +85,8 @@ async def test_a_router_that_is_not_ready_is_told_and_not_listed(world: App, rou
     listed = [card["id"] for card in (await world.ask("GET", "/v1/models")).json()["data"]]
     assert "relay/chain" in listed
     assert f"relay/{router}" not in listed
+    shown = await world.ask("GET", f"/v1/models/relay/{router}")
+    assert (shown.status, shown.json()["error"]["code"]) == (409, "router_not_ready")
 
 
 async def test_the_stream_says_what_the_whole_answer_says(world: App, alora: Path) -> None:

@@ -146,6 +146,8 @@ async def test_the_interactive_pages_need_nothing_from_elsewhere(world: App, pag
     assert any(source.endswith(".js") for source in sources)
     for source in sources:
         assert (await world.ask("GET", source)).status == 200, source
+    refused = await world.ask("POST", sources[0], {})
+    assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
 def check_errors(operation: dict[str, Any]) -> None:

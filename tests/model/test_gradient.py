@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from expert_store import InvalidAdapter
+from expert_store import WEIGHTS_FILE, InvalidAdapter
 from server.engine import Engine
 from server.errors import InvalidRequest
 from server.model import products
@@ -154,3 +155,23 @@ def test_one_token_and_activated_adapters_are_refused(tmp_path: Path) -> None:
     activated = tiny.write_adapter(tmp_path / "alora", folder, kind="alora", invocation=chat.generation_prompt)
     with pytest.raises(InvalidAdapter, match="must be a plain LoRA"):
         GradientFeature(runner, activated, PROJECTION)
+
+
+@pytest.mark.parametrize("change", ["without a factor", "turned", "other modules"])
+def test_an_adapter_that_does_not_fit_the_base_is_refused(tmp_path: Path, change: str) -> None:
+    folder = tiny.write_base(tmp_path / "base")
+    adapter = tiny.write_adapter(tmp_path / "adapter", folder, kind="lora", rank=4)
+    base = load(folder)
+    runner = GradientRunner(base, ChatFormat(base.tokenizer))
+    file = adapter / WEIGHTS_FILE
+    tensors = load_file(file)
+    key = next(key for key in tensors if key.endswith("gate_proj.lora_B.weight"))
+    if change == "without a factor":
+        del tensors[key]
+    elif change == "turned":
+        tensors[key] = tensors[key].T.contiguous()
+    else:
+        tensors = {name.replace("gate_proj", "gone_proj"): value for name, value in tensors.items()}
+    save_file(tensors, file)
+    with pytest.raises(InvalidAdapter, match="changed"):
+        GradientFeature(runner, adapter, PROJECTION)

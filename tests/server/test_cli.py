@@ -20,6 +20,7 @@ from server.cli import app
 from server.settings import Settings
 from tests.store.samples import publish
 
+TEXT = "[bold] SELECT 1\t" + "from a very long table " * 12 + "\n  where  x = 1"
 ROUTING = {
     "router": "chain",
     "expert": "sql",
@@ -101,7 +102,7 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
     "POST /generate": (
         200,
         {
-            "text": "[bold] SELECT 1",
+            "text": TEXT,
             "finish_reason": "stop",
             "usage": {"prompt_tokens": 53, "completion_tokens": 12, "computed_tokens": 61},
             "routing": ROUTING,
@@ -294,8 +295,10 @@ def test_the_fallback_is_set_unset_and_shown() -> None:
 
 @pytest.mark.usefixtures("url")
 def test_generate_shows_the_answer_and_who_gave_it() -> None:
-    status, output = relay("generate", "how many?", "--expert", "sql@live", "--max-new-tokens", "20", "--seed", "3")
-    assert (status, output) == (0, "[bold] SELECT 1 sql@3, accepted, stop; 12 tokens, 81 ms ")
+    command = ["generate", "how many?", "--expert", "sql@live", "--max-new-tokens", "20", "--seed", "3"]
+    result = CliRunner().invoke(app, command, env={"TERM": "dumb"})
+    assert (result.exit_code, result.stdout) == (0, TEXT + "\n"), "the text as it is, and nothing else"
+    assert result.stderr.strip() == "sql@3, accepted, stop; 12 tokens, 81 ms"
     sent = {"prompt": "how many?", "expert": "sql@live", "max_new_tokens": 20, "seed": 3}
     assert json.loads(FakeServer.seen[-1][1]) == sent
 
@@ -314,6 +317,9 @@ def test_the_chain_is_shown_and_set() -> None:
     assert relay("chain") == (0, "asked, first to last: sql, dates (catalog generation 17) ")
     assert relay("chain", "dates", "--generation", "17")[0] == 0
     assert FakeServer.seen[-1] == ("PUT /chain", b'{"order":["dates"],"generation":17}')
+    assert relay("chain", "--none")[0] == 0
+    assert FakeServer.seen[-1] == ("PUT /chain", b'{"order":[]}')
+    assert [relay("chain", *wrong)[0] for wrong in (["--generation", "17"], ["dates", "--none"])] == [2, 2]
 
 
 @pytest.mark.usefixtures("url")

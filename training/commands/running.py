@@ -41,13 +41,14 @@ def existing_store(given: Path | None) -> Path:
 
 
 def load_as_served(base: str | None, device: str | None, cache: Path | None) -> Base:
-    """What is not given is as the server has it, from its variables and its config file; so is the chat template.
+    """What is not given is as the server has it, from its variables and its config file; with the server's base its
+    chat template as well.
 
     Raises BaseModelError or SettingsError.
     """
     settings = load_settings({})
     loaded = load_base(base or settings.base, device=device or settings.device, cache=cache or settings.cache)
-    template = read_chat_template(settings)
+    template = read_chat_template(settings) if base in (None, settings.base) else None
     if template is not None:
         loaded.tokenizer.chat_template = template
     return loaded
