@@ -95,7 +95,7 @@ class Chunks:
         self._model = body.model
         options = body.stream_options
         self._include_usage = options is not None and options.include_usage
-        self._with_every_piece = options is not None and bool(options.continuous_usage_stats)
+        self._with_every_piece = options is not None and options.continuous_usage_stats
         self._sender = sender
         self._created = int(time.time())
         self._head: Head | None = None
