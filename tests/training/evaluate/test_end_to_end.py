@@ -69,7 +69,8 @@ def test_every_method_runs_with_both_kinds_of_prompts(data: Path, base_source: B
     ]
     for entry in record["runs"]:
         assert 0 <= entry["ar"] <= 100
-        assert (entry["costs"] is None) == (entry["method"] in ("arrow", "l2r-merge"))
+        elsewhere = ("arrow", "l2r-merge", "centroid", "classifier")  # some of it, at least, is not in the server
+        assert (entry["costs"] is None) == (entry["method"] in elsewhere)
         assert (entry["routing"] is not None) == METHODS[entry["method"]].routed
         at_the_end = entry["method"].startswith(("elrea", "l2r")) or entry["method"] in (
             "multi-task",
