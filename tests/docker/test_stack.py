@@ -77,8 +77,8 @@ def _a_bit_of_everything(server: RelayServer, adapters: dict[str, Path]) -> None
     server.post("/generate", short)
     server.post("/generate", {**short, "fallback": "refuse"})
     server.post("/generate", {**short, "expert": "keen"})
-    server.post("/generate", {**short, "router": "none"})
-    server.post("/route", {"prompt": "whose is this?"})
+    server.post("/generate", {**short, "router": "none", "shadow": ["chain"]})
+    server.post("/route", {"prompt": "whose is this?", "shortlist": 1})
     unknown = server.client.post(f"{server.url}/generate", json={**short, "expert": "nobody"})
     assert unknown.status_code == 404
     pickled = server.client.post(f"{server.url}/experts", data={"name": "bad"}, files={"adapter_model": b"pickle"})
