@@ -45,8 +45,9 @@ class PromptTooLong(InvalidRequest):
 
     def __init__(self, *, prompt_tokens: int, max_new_tokens: int, limit: int, accept_tokens: int = 0) -> None:
         accept = f", {accept_tokens} stand between them for the expert to accept with" if accept_tokens else ""
+        wanted = "an answer needs 1 more" if max_new_tokens == 1 else f"{max_new_tokens} new ones were asked for"
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and {max_new_tokens} new ones were asked for{accept}, "
+            f"the prompt has {prompt_tokens} tokens and {wanted}{accept}, "
             f"but the context holds {limit}: shorten the prompt or lower max_new_tokens",
             param="prompt",
         )
