@@ -5,6 +5,7 @@ Whatever takes long to import (torch, FastAPI, training) is imported by the comm
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,8 @@ app.add_typer(experts, name="experts")
 routers = typer.Typer(help="List a server's routers, or add a learned one.")
 app.add_typer(routers, name="routers")
 
-_console = Console()
+_PIPED_COLUMNS = 1000  # nobody looks at a page: digests and descriptions stay whole
+_console = Console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS)
 _errors = Console(stderr=True)
 
 Url = Annotated[str | None, typer.Option("--url", help="The server (RELAY_URL; default http://127.0.0.1:8000).")]

@@ -77,9 +77,11 @@ def deletion(answer: Mapping[str, Any]) -> RenderableType:
 
 
 def chain(answer: Mapping[str, Any]) -> RenderableType:
-    """Who is asked, first to last."""
-    names = ", ".join(answer["order"]) or "nobody"
-    return Text(f"asked, first to last: {names} (catalog generation {answer['catalog_generation']})")
+    """Who is asked, first to last, and who is passed by."""
+    asked = ", ".join(member["expert"] for member in answer["members"] if member["asked"]) or "nobody"
+    passed_by = ", ".join(member["expert"] for member in answer["members"] if not member["asked"])
+    besides = f"; passed by, without a live version that can choose: {passed_by}" if passed_by else ""
+    return Text(f"asked, first to last: {asked}{besides} (catalog generation {answer['catalog_generation']})")
 
 
 def fallback(answer: Mapping[str, Any]) -> RenderableType:

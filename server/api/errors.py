@@ -111,6 +111,7 @@ FRAMEWORK_ERRORS: Mapping[int, ErrorKind] = {
     404: ErrorKind(404, _INVALID, "unknown_route"),
     405: ErrorKind(405, _INVALID, "method_not_allowed"),
 }
+_PLAINER = {"extra_forbidden": "there is no such field here: see /docs"}
 _VALIDATION_CODES = {"json_invalid": INVALID_JSON, "extra_forbidden": UNKNOWN_FIELD}
 
 
@@ -217,7 +218,7 @@ def _first_problem(problems: Sequence[Any], *, where_parts: int = 0) -> ApiError
     """
     problem = problems[0]
     path = [str(part) for part in problem["loc"][where_parts:]]
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = _PLAINER.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ")
     param = ".".join(path) or str(problem.get("ctx", {}).get("param", "")) or None
     text = f"{param}: {message}{_given(problem.get('input'))}" if path else message
     return ApiError(_VALIDATION_CODES.get(problem["type"], INVALID_BODY), text, param)

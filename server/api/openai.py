@@ -14,7 +14,7 @@ from typing import Protocol
 from fastapi import Request
 from fastapi.responses import Response
 
-from expert_store import StoreError
+from expert_store import StoreError, UnknownExpert
 from server.api.answer_schemas import ResponseModel, RoutingModel
 from server.api.body import until_disconnected
 from server.api.errors import ApiError
@@ -163,6 +163,8 @@ def _fields_of_this_route(body: OpenAIRequest, style: Style) -> Iterator[None]:
         raise
     except StoreError as error:
         error.field = names.get(error.field or "", error.field)
+        if isinstance(error, UnknownExpert):
+            error.message = f"there is no model {body.model!r}: GET /v1/models lists what there is"
         raise
 
 

@@ -103,7 +103,9 @@ class OpenAIRequest(SamplingFields):
     def _fields_fit_together(self) -> Self:
         if self.max_completion_tokens not in (None, self.most):
             raise PydanticCustomError(
-                "two_limits", "it is not what max_completion_tokens says: give one of them", {"param": "max_tokens"}
+                "two_limits",
+                f"max_tokens {self.max_tokens} is not max_completion_tokens {self.max_completion_tokens}: give one",
+                {"param": "max_tokens"},
             )
         if self.most is not None and self.min_tokens > self.most:
             raise PydanticCustomError(

@@ -23,7 +23,8 @@ class Prober(Protocol):
         """Indicator logits of each, asked together in one batch.
 
         Raises StoreError where an expert's files cannot be read, RequestTooLarge or ExpertTooLarge where there can
-        never be room for them; then none of them holds anything.
+        never be room for them, PromptTooLong where their accept strings do not fit the context behind the prompt; then
+        none of them holds anything.
         """
         ...
 

@@ -5,7 +5,8 @@ little work, experts are asked a window at a time; within it the activated ones 
 share the prompt's keys and values, and then only those plain ones that stand before the first that accepted. A plain
 expert with a gate is asked through that, as an activated one.
 
-An expert that cannot be asked (its files are damaged, say) accepts nothing and keeps nobody else from being asked.
+An expert that cannot be asked (its files are damaged, or the prompt leaves no room for its accept string) accepts
+nothing and keeps nobody else from being asked.
 """
 
 import math
@@ -16,7 +17,7 @@ import structlog
 
 from expert_store import Catalog, ExpertVersion, StoreError
 from server.engine.types import Branches, IndicatorLogits
-from server.errors import ExpertTooLarge, RequestTooLarge
+from server.errors import ExpertTooLarge, PromptTooLong, RequestTooLarge
 from server.model.chat import Prompt
 from server.routing.base import Considered, Decision, Prober, RouterStatus, Shortlist
 
@@ -117,7 +118,7 @@ class ChainRouter:
             return []
         try:
             answers = await prober.score([expert.asked_as for expert in experts])
-        except (StoreError, RequestTooLarge, ExpertTooLarge) as error:
+        except (StoreError, PromptTooLong, RequestTooLarge, ExpertTooLarge) as error:
             if len(experts) == 1:
                 return [self._problem(experts[0], error.message)]
             half = len(experts) // 2

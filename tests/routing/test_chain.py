@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from expert_store import Catalog, CorruptStore, Expert, ExpertVersion, Indicators
 from server.engine import Branches, IndicatorLogits
 from server.engine.prompt_states import States
-from server.errors import EngineStopped, InvocationMissing, RequestTooLarge
+from server.errors import EngineStopped, InvocationMissing, PromptTooLong, RequestTooLarge
 from server.routing import ChainRouter, score
 from tests.support.catalogs import make_version
 
@@ -20,9 +20,17 @@ from tests.support.catalogs import make_version
 class FakeProber:
     """Answers from a table; keeps count of what is asked and held."""
 
-    def __init__(self, logits: dict[str, float], *, lost: Collection[str] = (), room: int = 99) -> None:
+    def __init__(
+        self,
+        logits: dict[str, float],
+        *,
+        lost: Collection[str] = (),
+        reason: Exception | None = None,
+        room: int = 99,
+    ) -> None:
         self._logits = logits
         self._lost = lost
+        self._reason = reason or CorruptStore(Path("experts"), "cannot be read any more")
         self._room = room
         self.asked: list[list[str]] = []
         self.held: set[str] = set()
@@ -35,7 +43,7 @@ class FakeProber:
         if len(experts) > self._room:
             raise RequestTooLarge.slots(needed=len(experts), total=self._room)
         if any(expert.name in self._lost for expert in experts):
-            raise CorruptStore(Path("experts"), "cannot be read any more")
+            raise self._reason
         self.asked.append([expert.name for expert in experts])
         self.held |= {expert.digest for expert in experts}
         return [IndicatorLogits(accept=self._logits[expert.name], reject=0.0) for expert in experts]
@@ -123,6 +131,14 @@ def test_those_that_cannot_be_asked_accept_nothing_and_change_nothing_for_the_ot
     assert set(before) <= {c.expert for c in decision.considered}
     holds = decision.expert is not None and decision.expert.gate is None
     assert prober.held == ({decision.expert.digest} if decision.expert and holds else set())
+
+
+def test_who_has_no_room_for_its_accept_string_leaves_the_prompt_to_others() -> None:
+    reason = PromptTooLong(prompt_tokens=510, max_new_tokens=0, limit=512, accept_tokens=3)
+    prober = FakeProber({"e0": 4.0, "e1": -4.0}, lost={"e0"}, reason=reason)
+    decision = asyncio.run(ChainRouter().route(catalog_of(["alora", "alora"]), prober))
+    assert (decision.expert, decision.fallback) == (None, True)
+    assert [c.problem for c in decision.considered] == [reason.message, None]
 
 
 @pytest.mark.parametrize("error", [EngineStopped("it has stopped"), InvocationMissing("e0@1")])

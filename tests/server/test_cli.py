@@ -21,6 +21,7 @@ from server.settings import Settings
 from tests.store.samples import publish
 
 TEXT = "[bold] SELECT 1\t" + "from a very long table " * 12 + "\n  where  x = 1"
+MEMBERS = [{"expert": name, "asked": name != "shy"} for name in ("sql", "shy", "dates")]
 ROUTING = {
     "router": "chain",
     "expert": "sql",
@@ -115,8 +116,8 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
         {"name": "sql", "alias": "old", "version": None, "catalog_generation": 18},
     ),
     "DELETE /experts/sql/versions/1": (200, {"name": "sql", "version": 1, "catalog_generation": 18}),
-    "GET /chain": (200, {"order": ["sql", "dates"], "catalog_generation": 17}),
-    "PUT /chain": (200, {"order": ["dates"], "catalog_generation": 18}),
+    "GET /chain": (200, {"members": MEMBERS, "catalog_generation": 17}),
+    "PUT /chain": (200, {"members": MEMBERS[:1], "catalog_generation": 18}),
     "GET /experts": (
         200,
         {
@@ -314,7 +315,8 @@ def test_aliases_are_moved_and_removed_and_versions_deleted() -> None:
 
 @pytest.mark.usefixtures("url")
 def test_the_chain_is_shown_and_set() -> None:
-    assert relay("chain") == (0, "asked, first to last: sql, dates (catalog generation 17) ")
+    asked = "asked, first to last: sql, dates; passed by, without a live version that can choose: shy"
+    assert relay("chain") == (0, f"{asked} (catalog generation 17) ")
     assert relay("chain", "dates", "--generation", "17")[0] == 0
     assert FakeServer.seen[-1] == ("PUT /chain", b'{"order":["dates"],"generation":17}')
     assert relay("chain", "--none")[0] == 0
