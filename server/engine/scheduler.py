@@ -132,6 +132,8 @@ def plan_step(
 ) -> StepPlan:
     """Decoding sequences first, one token each, then prefills in order of arrival, up to `budget` tokens.
 
+    A prefill that is longer than a step leaves a quarter of what it could take to those behind it, if they have use for
+    that: a short prompt is answered while a long one is still read, which takes a third longer at most.
     A fork goes into the step that completes what it shares, if it arrives behind its parent. The `patient` are computed
     beside the others a few tokens at a time, which nobody takes from them, and alone like any other. `borrow`: a fork's
     first tokens read what it lacks in its parent's block.
@@ -149,13 +151,15 @@ def plan_step(
 
 def _add(plan: StepPlan, sequences: list[Sequence], ends: dict[int, int], budget: int, *, borrow: bool) -> None:
     """Lets these catch up, up to `budget` tokens."""
-    for sequence in sequences:
+    whole = budget
+    for place, sequence in enumerate(sequences):
         if budget <= 0:
             break
         fork = sequence.fork
         if fork is not None and sequence.awaits_parent and ends.get(id(fork.parent), 0) < fork.num_shared:
             continue
-        end = min(len(sequence.tokens), sequence.computed + budget)
+        most = budget if sequence.num_pending <= whole else budget - _left_to(sequences[place + 1 :], sequence, budget)
+        end = min(len(sequence.tokens), sequence.computed + most)
         budget -= end - sequence.computed
         ends[id(sequence)] = end
         lacking = None if fork is None else fork.copy
@@ -163,6 +167,12 @@ def _add(plan: StepPlan, sequences: list[Sequence], ends: dict[int, int], budget
         plan.segments.extend(_split(sequence, end, lacking if borrows else None))
         if lacking is not None and not borrows:
             plan.copies.append(lacking)
+
+
+def _left_to(behind: list[Sequence], long: Sequence, budget: int) -> int:
+    """How much of the budget a long prefill leaves to these, of whom its own forks have to wait for it."""
+    useful = (s.num_pending for s in behind if s.fork is None or s.fork.parent is not long)
+    return min(budget // 4, sum(useful))
 
 
 def _split(sequence: Sequence, end: int, borrowed: BlockCopy | None) -> list[Segment]:

@@ -34,6 +34,47 @@ def test_a_prompt_longer_than_the_budget_is_computed_in_chunks() -> None:
     assert spans([long], 10) == []
 
 
+def test_a_prompt_longer_than_a_step_leaves_a_quarter_to_those_behind_it() -> None:
+    assert spans([sequence(50), sequence(4)], 20) == [(0, 0, 16, None), (1, 0, 4, None)]
+    assert spans([sequence(50), sequence(9)], 20) == [(0, 0, 15, None), (1, 0, 5, None)]
+    assert spans([sequence(50), sequence(9, 8), sequence(3)], 21) == [
+        (1, 8, 9, None),
+        (0, 0, 17, None),
+        (2, 0, 3, None),
+    ]
+    assert spans([sequence(50), sequence(60), sequence(70)], 64) == [
+        (0, 0, 50, None),
+        (1, 0, 14, None),
+    ], "not longer than a step"
+
+
+def test_nothing_is_left_to_those_who_could_not_use_it() -> None:
+    parent = sequence(50)
+    fork = sequence(50)
+    fork.fork = Fork(parent, num_shared=50, copy=None)
+    assert fork.awaits_parent
+    assert spans([parent, fork], 20) == [(0, 0, 20, None)]
+
+
+def test_a_whole_family_finds_room_behind_a_long_prompt() -> None:
+    parent, fork = sequence(6), sequence(8, 6, start=6)
+    fork.fork = Fork(parent, num_shared=6, copy=None)
+    assert spans([sequence(500), parent, fork], 64) == [(0, 0, 56, None), (1, 0, 6, None), (2, 6, 8, 0)]
+
+
+@pytest.mark.parametrize("budget", [1, 3, 4, 7, 64])
+def test_long_prompts_and_short_ones_all_come_to_their_end(budget: int) -> None:
+    waiting = [sequence(total) for total in (200, 3, 150, 1, 90, 40)]
+    steps = 0
+    while any(s.num_pending for s in waiting):
+        plan = plan_step(waiting, budget=budget)
+        assert plan.num_tokens == min(budget, sum(s.num_pending for s in waiting)), "no step takes less than it could"
+        for segment in plan.segments:
+            segment.sequence.computed = segment.end
+        steps += 1
+    assert steps == -(-sum(len(s.tokens) for s in waiting) // budget)
+
+
 def test_an_expert_that_wakes_up_on_the_way_splits_its_chunk() -> None:
     assert spans([sequence(10, 2, start=6)], 50) == [(0, 2, 6, None), (0, 6, 10, 0)]
     assert spans([sequence(10, 2, start=6)], 4) == [(0, 2, 6, None)]
