@@ -148,11 +148,10 @@ class Registry:
         doomed = self._store.catalog.resolve(f"{name}@{version}")
         try:
             catalog = await self._changed(lambda: self._store.delete_version(name, version, keep_files=True))
-        except OSError:
-            if doomed.ref not in {v.ref for e in self._store.catalog.experts.values() for v in e.versions.values()}:
-                self._pins.delete(doomed)  # the disk failed behind the change
-            raise
-        self._pins.delete(doomed)
+        finally:  # the disk may fail behind the change
+            expert = self._store.catalog.experts.get(name)
+            if expert is None or version not in expert.versions:
+                self._pins.delete(doomed)
         log.info("deleted", expert=doomed.ref, catalog_generation=catalog.generation)
         return catalog
 

@@ -281,7 +281,7 @@ class Service:
 
     def _behind_accept(self, sampling: Sampling, decision: Decision, prompt_tokens: int) -> Sampling:
         """With as many new tokens as the context leaves behind the accept string of whoever answers."""
-        said = {e.manifest.indicators for e in decision.experts if e.answers_after_accept} - {None}
+        said = {e.manifest.indicators for e in decision.experts if e.answers_after_accept}
         accept = max((len(self._chat.indicator_tokens(one).accept) for one in said if one is not None), default=0)
         left = self._engine.max_context - prompt_tokens - accept
         return replace(sampling, max_new_tokens=max(1, min(sampling.max_new_tokens, left)))

@@ -94,7 +94,7 @@ class ChatFormat:
         refuse_unreadable(tokens, self._num_tokens)
         return Prompt(tokens, len(tokens))
 
-    @property
+    @cached_property
     def generation_prompt(self) -> tuple[int, ...]:
         """The tokens an activated expert of ours is invoked by."""
         prompt = self.render([{"role": "user", "content": "x"}])
